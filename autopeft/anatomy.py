@@ -1,0 +1,208 @@
+"""What a model is made of: layers in order, kinds of module, (in, out) of every linear; no weights.
+
+Kinds are read off the model itself. A linear belongs to the layer that the first number in its name counts; within a
+layer the attention block is the one that holds the query (or the fused query-key-value), its other linears are the
+output; of the rest, those that widen are `up` (or `gate`, by name), those that narrow are `down`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
+"""The kinds every model is described in; a linear that is none of them keeps its own leaf name as kind."""
+
+Task = Literal["text-classification", "causal-lm"]
+
+# Leaf names of the three projections; a model that fuses them has one linear for all.
+_QUERY = re.compile(r"(q|query|wq|q_?lin|to_q)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
+_KEY = re.compile(r"(k|key|wk|k_?lin|to_k)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
+_VALUE = re.compile(r"(v|value|wv|v_?lin|to_v)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
+_FUSED = re.compile(r"(c_attn|w?qkv|query_key_value|in_proj|q_?k_?v)(_?(proj|lin|linear))?", re.IGNORECASE)
+_GATE = re.compile(r"(.*gate.*|wi_0|w1)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear inside a layer. `layer` counts from 0 in forward order, encoder before decoder."""
+
+    name: str
+    kind: str
+    layer: int
+    fan_in: int
+    fan_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation layer and the scalars it holds; `layer` is None outside the stack (embedding, final)."""
+
+    name: str
+    layer: int | None
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptShape:
+    """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`; a prefix has, for each of
+    `layers`, a key and a value of `prefix_dim` (smaller than `token_dim` with grouped-query attention)."""
+
+    token_dim: int
+    layers: int
+    prefix_dim: int
+    submodules: int
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """A model without its weights.
+
+    Attributes:
+        base_params: Parameters of the pretrained model, shared ones once, without a new task head.
+        head: Top-level module -> parameters, of a task head that is new and trained whole.
+        dtype_bits: Bits of a parameter in the checkpoint, 16 or 32.
+    """
+
+    model_type: str
+    task: Task
+    base_params: int
+    n_layers: int
+    linears: tuple[Linear, ...]
+    norms: tuple[Norm, ...]
+    prompt: PromptShape
+    head: Mapping[str, int]
+    dtype_bits: int = 32
+    vocab_size: int = 0
+    max_positions: int | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds this model has, in the order of KINDS, then its own."""
+        own = dict.fromkeys(linear.kind for linear in self.linears)
+        return tuple(k for k in KINDS if k in own) + tuple(k for k in own if k not in KINDS)
+
+    @property
+    def head_params(self) -> int:
+        """Parameters of the new task head."""
+        return sum(self.head.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Anatomy:
+        """Rebuild from `to_dict`."""
+        return cls(
+            **{
+                **data,
+                "linears": tuple(Linear(**x) for x in data["linears"]),
+                "norms": tuple(Norm(**x) for x in data["norms"]),
+                "prompt": PromptShape(**data["prompt"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a module name lies: its stack ("encoder.layer"), index in it, and the rest of the name."""
+
+    stack: str
+    index: int
+    rest: str
+
+
+def place_of(name: str) -> Place | None:
+    """Read the place of a module off its name; None outside any stack of layers.
+
+    >>> place_of("model.layers.3.mlp.up_proj")
+    Place(stack='model.layers', index=3, rest='mlp.up_proj')
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit() and 0 < i < len(parts) - 1:
+            return Place(".".join(parts[:i]), int(part), ".".join(parts[i + 1 :]))
+    return None
+
+
+def describe_linears(shapes: Sequence[tuple[str, int, int]]) -> tuple[Linear, ...]:
+    """Give every linear of a layer stack its layer and kind.
+
+    Args:
+        shapes: (module name, fan in, fan out) in the model's order.
+    """
+    placed = [(place, shape) for shape in shapes if (place := place_of(shape[0])) is not None]
+    layers = number_layers(place for place, _ in placed)
+    by_layer: dict[int, list[tuple[Place, tuple[str, int, int]]]] = {}
+    for place, shape in placed:
+        by_layer.setdefault(layers[place.stack, place.index], []).append((place, shape))
+    return tuple(
+        Linear(shape[0], kind, layer, shape[1], shape[2])
+        for layer, members in sorted(by_layer.items())
+        for (_, shape), kind in zip(members, _kinds([(p.rest, s[1], s[2]) for p, s in members]), strict=True)
+    )
+
+
+def number_layers(places: Iterable[Place]) -> dict[tuple[str, int], int]:
+    """Number the layers of all stacks in forward order: (stack, index) -> layer."""
+    stacks: dict[str, set[int]] = {}
+    for place in places:
+        stacks.setdefault(place.stack, set()).add(place.index)
+    keys = [(stack, index) for stack, indices in stacks.items() for index in sorted(indices)]
+    return {key: number for number, key in enumerate(keys)}
+
+
+def _kinds(members: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Name the kinds of one layer's linears, given (name within the layer, fan in, fan out)."""
+    paths = [rest.split(".") for rest, _, _ in members]
+    shared = 0
+    while len(paths) > 1 and all(len(p) > shared + 1 for p in paths) and len({p[shared] for p in paths}) == 1:
+        shared += 1
+    blocks = [tuple(p[shared : shared + 1]) if len(p) > shared + 1 else () for p in paths]
+    attention = {b for b, p in zip(blocks, paths, strict=True) if b and (_projection(p[-1]) in ("query", "qkv"))}
+    kinds = []
+    for block, path, (_, fan_in, fan_out) in zip(blocks, paths, members, strict=True):
+        leaf = path[-1]
+        projection = _projection(leaf)
+        if projection and (block in attention or not attention):
+            kinds.append(projection)
+        elif block in attention:
+            kinds.append("output" if not _is_own_kind(leaf) else leaf)
+        elif fan_out > fan_in:
+            kinds.append("gate" if _GATE.fullmatch(leaf) else "up")
+        elif fan_out < fan_in:
+            kinds.append("down")
+        else:
+            kinds.append(leaf)
+    return kinds
+
+
+def _projection(leaf: str) -> str | None:
+    for kind, pattern in (("query", _QUERY), ("key", _KEY), ("value", _VALUE), ("qkv", _FUSED)):
+        if pattern.fullmatch(leaf):
+            return kind
+    return None
+
+
+def _is_own_kind(leaf: str) -> bool:
+    """Tell whether a linear beside the projections is something else than the attention's output."""
+    return re.search(r"(out|dense|proj|^o$|wo|c_proj)", leaf, re.IGNORECASE) is None
+
+
+def layer_groups(n_layers: int, count: int | Literal["each"]) -> tuple[tuple[int, int], ...]:
+    """Cut the layers into contiguous groups (first, last), as equal as can be.
+
+    >>> layer_groups(6, 4)
+    ((0, 1), (2, 3), (4, 4), (5, 5))
+    """
+    n = n_layers if count == "each" else min(count, n_layers)
+    size, extra = divmod(n_layers, n)
+    ends, start = [], 0
+    for i in range(n):
+        stop = start + size + (i < extra)
+        ends.append((start, stop - 1))
+        start = stop
+    return tuple(ends)

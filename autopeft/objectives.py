@@ -1,0 +1,91 @@
+"""OBJECTIVES: what a search optimises; each is a function of a Measurement with a goal and a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autopeft.records import Measurement
+from autopeft.registry import Table
+
+Goal = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A named function of a Measurement, the direction that is better, and the unit of its value."""
+
+    name: str
+    goal: Goal
+    unit: str
+    measure: Callable[[Measurement], float]
+
+    def loss(self, value: float) -> float:
+        """Turn a value so that smaller is better."""
+        return -value if self.goal == "maximize" else value
+
+
+def objective(*, goal: Goal, unit: str = "", name: str = "") -> Callable[[Callable[[Measurement], float]], Objective]:
+    """Make an Objective of a function.
+
+    >>> @objective(goal="minimize", unit="s")
+    ... def training_time(measurement):
+    ...     return measurement.train_seconds
+    >>> training_time.name, training_time.measure(Measurement(quality=1, train_seconds=2.5))
+    ('training_time', 2.5)
+    """
+
+    def make(function: Callable[[Measurement], float]) -> Objective:
+        return Objective(name or function.__name__, goal, unit, function)
+
+    return make
+
+
+OBJECTIVES: Table[Objective] = Table(
+    {
+        o.name: o
+        for o in (
+            Objective("quality", "maximize", "", lambda m: m.quality),
+            Objective("params", "minimize", "parameters", lambda m: float(m.trainable_params)),
+            Objective("memory", "minimize", "bytes", lambda m: float(m.memory_bytes)),
+            Objective("train_seconds", "minimize", "s", lambda m: m.train_seconds),
+            Objective("adapter_bytes", "minimize", "bytes", lambda m: float(m.adapter_bytes)),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measure of quality on held-out data: which direction is better, its unit, and the tasks it is for."""
+
+    name: str
+    goal: Goal
+    unit: str
+    tasks: tuple[str, ...]
+    title: str
+
+
+METRICS: Table[Metric] = Table(
+    {
+        m.name: m
+        for m in (
+            Metric("accuracy", "maximize", "", ("text-classification",), "share of rows classified right"),
+            Metric("f1_macro", "maximize", "", ("text-classification",), "F1 averaged over the classes"),
+            Metric("matthews", "maximize", "", ("text-classification",), "Matthews correlation"),
+            Metric("loss", "minimize", "nats", ("text-classification", "causal-lm"), "mean cross-entropy"),
+            Metric("perplexity", "minimize", "", ("causal-lm",), "exp of the mean cross-entropy a token"),
+            Metric("bits_per_byte", "minimize", "bits", ("causal-lm",), "cross-entropy a byte of the answer (UTF-8)"),
+            Metric("token_accuracy", "maximize", "", ("causal-lm",), "share of answer tokens predicted right"),
+        )
+    }
+)
+"""Metrics by name; `trial.evaluate` computes them."""
+
+DEFAULT_METRIC = {"text-classification": "accuracy", "causal-lm": "loss"}
+
+
+def quality_of(metric: Metric) -> Objective:
+    """Give the objective "quality" the direction and the unit of a metric."""
+    return replace(OBJECTIVES["quality"], goal=metric.goal, unit=metric.unit)

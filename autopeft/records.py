@@ -1,0 +1,261 @@
+"""The values that cross a process or a file boundary: frozen, plain, JSON both ways, with one schema version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+SCHEMA_VERSION = 1
+"""Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
+
+Scalar = str | int | float | bool
+TrialState = Literal["complete", "failed", "infeasible", "stopped", "duplicate"]
+Split = Literal["validation", "test"]
+
+
+def canonical_json(value: object) -> str:
+    """Write a plain value so that equal values give equal text (keys sorted, no spaces, no NaN)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """Give 16 hex digits that identify a plain value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+class _Plain:
+    """JSON both ways for a frozen dataclass of plain fields; unknown keys are ignored, so newer records can be read."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(_Plain):
+    """One configuration to try: the active parameters of a space and their values.
+
+    >>> Candidate({"rank": 8, "method": "lora"})["method"]
+    'lora'
+    """
+
+    values: Mapping[str, Scalar]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", dict(sorted(self.values.items())))
+
+    def __getitem__(self, name: str) -> Scalar:
+        return self.values[name]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits, equal for equal values."""
+        return digest(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan(_Plain):
+    """What a candidate means on one model: the adapter to build, and its exact size.
+
+    Attributes:
+        method: A name in METHODS.
+        bits: Bits of a base weight while training: 4, 8, 16 or 32.
+        sizes: Module name -> rank (or 1 for a vector) that must be found there after attaching.
+        config: Fields of PEFT's adapter configuration.
+        adapter_params: Trained scalars of the adapter, without a task head.
+        learning_rate: Peak learning rate, absolute.
+    """
+
+    method: str
+    bits: int
+    sizes: Mapping[str, int]
+    config: Mapping[str, Any]
+    adapter_params: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost(_Plain):
+    """What is known of a candidate before training; None where it is not known."""
+
+    adapter_params: int
+    head_params: int = 0
+
+    @property
+    def trainable_params(self) -> int:
+        """Everything that is trained: the adapter and a new task head."""
+        return self.adapter_params + self.head_params
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement(_Plain):
+    """What one training gave.
+
+    Attributes:
+        quality: The value of the request's metric on held-out data, in the metric's own direction; must be finite.
+        trainable_params: Trained scalars, counted on the real model (adapter and head).
+        memory_bytes: Peak memory of training; see `memory_kind` for what exactly was measured.
+        memory_kind: "cuda_allocated" (torch.cuda.max_memory_allocated), "tensor_storage" (peak of the tensors alive
+            in one training step on CPU: weights, gradients, optimiser, activations), or "" for a custom runner.
+        head_params: Those of `trainable_params` that belong to a new task head.
+        reserved_bytes: Peak of torch.cuda.max_memory_reserved; 0 on CPU.
+        adapter_bytes: Size of the saved adapter on disk.
+        steps: Optimiser steps taken.
+        train_seconds, eval_seconds: Wall time of training and of evaluation.
+        metrics: Every metric by name, and anything that a custom objective needs.
+        curve: Pairs (step, training loss).
+    """
+
+    quality: float
+    trainable_params: int = 0
+    memory_bytes: int = 0
+    memory_kind: str = ""
+    head_params: int = 0
+    reserved_bytes: int = 0
+    adapter_bytes: int = 0
+    steps: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit(_Plain):
+    """Train one candidate for `steps` optimiser steps, evaluate on `split`, save the adapter under `adapter_dir`.
+
+    Attributes:
+        plan: The adapter to build; None for a custom runner, which reads the candidate itself.
+        adapter_dir: Where the adapter is saved, relative to the run directory.
+    """
+
+    trial: int
+    candidate: Candidate
+    steps: int
+    seed: int
+    plan: AdapterPlan | None = None
+    head_params: int = 0
+    split: Split = "validation"
+    adapter_dir: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`."""
+        unit = super(WorkUnit, cls).from_dict(data)
+        return replace(
+            unit,
+            candidate=Candidate.from_dict(data["candidate"]),
+            plan=AdapterPlan.from_dict(data["plan"]) if data.get("plan") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec(_Plain):
+    """How a worker process makes its runner: `entry` ("module:name") called with `settings` as keywords."""
+
+    entry: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(_Plain):
+    """What an executor says of a work unit: a measurement, or the reason why there is none."""
+
+    trial: int
+    state: TrialState
+    measurement: Measurement | None = None
+    reason: str = ""
+    traceback: str = ""
+    worker: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`."""
+        outcome = super(Outcome, cls).from_dict(data)
+        return replace(outcome, measurement=_measurement(data.get("measurement")))
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord(_Plain):
+    """Everything that is kept of one trial; one line of `records.jsonl`.
+
+    Attributes:
+        values: Objective name -> value, for a complete trial.
+        reason: Why there is no value, for any other.
+        plan: Adapter that was trained; None for a custom runner.
+    """
+
+    number: int
+    state: TrialState
+    candidate: Candidate
+    seed: int
+    cost: Cost | None = None
+    plan: AdapterPlan | None = None
+    measurement: Measurement | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    traceback: str = ""
+    worker: str = ""
+    seconds: float = 0.0
+    finished_at: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`."""
+        record = super(TrialRecord, cls).from_dict(data)
+        return replace(
+            record,
+            candidate=Candidate.from_dict(data["candidate"]),
+            cost=Cost.from_dict(data["cost"]) if data.get("cost") else None,
+            plan=AdapterPlan.from_dict(data["plan"]) if data.get("plan") else None,
+            measurement=_measurement(data.get("measurement")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo(_Plain):
+    """What was run: everything about a run that is not a trial; `run.json` in the run directory.
+
+    Attributes:
+        request: The whole request, field -> value.
+        objectives: For each objective its name, goal ("maximize" or "minimize") and unit, in order.
+        space: The search space as YAML text.
+        anatomy: Anatomy of the model as plain values; None with a custom runner.
+        data: What the data is: name, rows a split, labels, fingerprint, notes of what was done to it; empty with a
+            custom runner.
+        model: What the model is: name, checksum of the base's weights, bits of its checkpoint; empty likewise.
+        parameter_limit, memory_limit_bytes: The budget as numbers; None for no limit.
+        versions: Package -> version.
+        hardware: What the machine is, name -> text.
+    """
+
+    request: Mapping[str, Any]
+    objectives: tuple[Mapping[str, str], ...]
+    space: str
+    created_at: str
+    versions: Mapping[str, str]
+    hardware: Mapping[str, str]
+    anatomy: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    parameter_limit: int | None = None
+    memory_limit_bytes: int | None = None
+    schema: int = SCHEMA_VERSION
+
+
+def _measurement(data: Mapping[str, Any] | None) -> Measurement | None:
+    if not data:
+        return None
+    return replace(Measurement.from_dict(data), curve=tuple((int(s), float(v)) for s, v in data.get("curve", ())))

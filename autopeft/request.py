@@ -1,0 +1,209 @@
+"""SearchRequest: one schema for YAML, command line and Python; it reports all its faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autopeft.errors import RequestError
+from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES
+from autopeft.registry import unknown
+from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds
+
+COLUMN_ROLES = (
+    "text", "text_pair", "label", "prompt", "completion", "instruction", "input", "output", "messages",
+)  # fmt: skip
+"""The roles that a column of the data can have; by default a column has its role's name."""
+
+
+class SearchRequest(BaseModel):
+    """What the user asks for. Every field has a default but none is hidden: `request.yaml` in the run directory holds all.
+
+    Sizes and times keep the form in which they were written ("0.5%", "16GiB", "30min").
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="model folder or hub id; without it the embedded MiniLM encoder")
+    data: str | None = Field(None, description="file, folder of splits, or hub id; without it the docstring data")
+    task: Literal["auto", "text-classification", "causal-lm"] = Field("auto", description="what the model learns")
+    columns: dict[str, str] = Field(default_factory=dict, description="role -> name of a column in the data")
+    budget: str | int | None = Field("0.5%", description="most trainable parameters: a share of the model or a count")
+    memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
+    time: str | float | None = Field(None, description="most time of the search, e.g. 30min")
+    trials: Annotated[int, Field(ge=1)] | None = Field(None, description="how many candidates to train")
+    steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
+    batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows an optimiser step")
+    max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a row is cut to")
+    eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
+    space: str = Field("default", description="name of a search space, or a YAML file")
+    metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for causal-lm")
+    objectives: list[str] = Field(["quality", "params", "memory"], description="what to optimise")
+    sampler: str = Field("tpe", description="engine that proposes candidates")
+    executor: Literal["ray", "local"] = Field("ray", description="where trials run")
+    workers: Annotated[int, Field(ge=1)] | None = Field(None, description="trials at once; by default what fits")
+    gpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(None, description="GPU share of a trial, e.g. 0.5")
+    ray_address: str | None = Field(None, description="address of a running Ray cluster, or 'auto'")
+    storage: str | None = Field(None, description="Optuna storage URL; by default SQLite in the run directory")
+    out: str | None = Field(None, description="run directory; by default a new one under autopeft-runs/")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | int | None) -> str | int | None:
+        return _checked(value, parse_parameter_limit, "write e.g. 0.5%, 2M or 800000")
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | int | None) -> str | int | None:
+        return _checked(value, parse_bytes, "write e.g. 16GiB")
+
+    @field_validator("time")
+    @classmethod
+    def _time(cls, value: str | float | None) -> str | float | None:
+        return _checked(value, parse_seconds, "write e.g. 30min")
+
+    @field_validator("columns")
+    @classmethod
+    def _columns(cls, value: dict[str, str]) -> dict[str, str]:
+        for role in value:
+            if role not in COLUMN_ROLES:
+                raise ValueError(str(unknown(role, COLUMN_ROLES, what="column role")))
+        return value
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, value: str | None) -> str | None:
+        if value is not None and value not in METRICS:
+            raise ValueError(str(unknown(value, METRICS, what="metric")))
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("name at least one objective, e.g. quality,params,memory")
+        if len(set(value)) != len(value):
+            raise ValueError(f"{', '.join(value)}: an objective is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> SearchRequest:
+        faults = []
+        if self.model is not None and self.data is None:
+            faults.append(f"model: {self.model!r} needs data to be judged on; add --data")
+        if self.metric is not None and self.task != "auto" and self.task not in METRICS[self.metric].tasks:
+            fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
+            faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
+        if self.executor == "local" and self.ray_address is not None:
+            faults.append(f"ray_address: {self.ray_address!r} has no meaning with --executor local; drop one of the two")
+        if self.executor == "local" and self.workers not in (None, 1):
+            faults.append(f"workers: {self.workers} with --executor local, which runs one trial at a time; use ray")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    @property
+    def parameter_limit(self) -> ParameterLimit | None:
+        """The parameter budget; None for no limit."""
+        return None if self.budget is None else parse_parameter_limit(self.budget)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory limit in bytes; None for no limit."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def time_seconds(self) -> float | None:
+        """The time limit; None for no limit."""
+        return None if self.time is None else parse_seconds(self.time)
+
+    def metric_for(self, task: str) -> str:
+        """Give the metric that measures quality on a task.
+
+        Raises:
+            RequestError: If the metric asked for is not one of the task's.
+        """
+        name = self.metric or DEFAULT_METRIC[task]
+        if task not in METRICS[name].tasks:
+            fitting = ", ".join(m.name for m in METRICS.values() if task in m.tasks)
+            raise RequestError(f"metric: {name!r} is not for {task}; choose one of {fitting}")
+        return name
+
+
+def _checked(value: Any, parse: Callable[[Any], object], remedy: str) -> Any:
+    if value is not None:
+        try:
+            parse(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from None
+    return value
+
+
+def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] = ()) -> SearchRequest:
+    """Check the fields of a request, all at once.
+
+    Args:
+        fields: Field name -> value; a None means the default.
+        own_objectives: Names of objectives that the caller brings along.
+
+    Raises:
+        RequestError: Listing every fault as "field: value and remedy".
+    """
+    given = {k: v for k, v in fields.items() if v is not None}
+    faults: list[str] = []
+    for name in [name for name in given if name not in SearchRequest.model_fields]:
+        faults.append(str(unknown(name, SearchRequest.model_fields, what="field")))
+        del given[name]
+    for name in given.get("objectives") or ():
+        if name not in OBJECTIVES and name not in own_objectives:
+            faults.append(f"objectives: {unknown(name, {*OBJECTIVES, *own_objectives}, what='objective')}")
+    request = None
+    try:
+        request = SearchRequest(**given)
+    except ValidationError as error:
+        for fault in error.errors():
+            where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "int", "float", "constrained-int"))
+            what = fault["msg"].removeprefix("Value error, ")
+            if where:
+                shown = "" if what.startswith(repr(fault["input"])) else f"{fault['input']!r}: "
+                what = f"{where}: {shown}{what}"
+            faults.extend(w for w in what.splitlines() if w not in faults)
+    if faults or request is None:
+        raise RequestError(*faults)
+    return request
+
+
+def read_request(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchRequest:
+    """Read a request from YAML; `overrides` (from the command line) win.
+
+    Raises:
+        RequestError: If the file is not there, is not YAML, or has faults.
+    """
+    return make_request({**read_fields(path), **{k: v for k, v in (overrides or {}).items() if v is not None}})
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read the fields of a request from YAML, unchecked.
+
+    Raises:
+        RequestError: If the file is not there, or is not a YAML mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"config: cannot read {path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"config: {path} is not YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise RequestError(f"config: {path} holds {type(fields).__name__}, not a mapping of fields")
+    return fields
+
+
+def write_request(request: SearchRequest, path: Path) -> None:
+    """Write every field of a request as YAML."""
+    path.write_text(yaml.safe_dump(request.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
