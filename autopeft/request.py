@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,6 +14,8 @@ from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES
 from autopeft.registry import unknown
 from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds
 
+T = TypeVar("T")
+
 COLUMN_ROLES = (
     "text", "text_pair", "label", "prompt", "completion", "instruction", "input", "output", "messages",
 )  # fmt: skip
@@ -21,7 +23,7 @@ COLUMN_ROLES = (
 
 
 class SearchRequest(BaseModel):
-    """What the user asks for. Every field has a default but none is hidden: `request.yaml` in the run directory holds all.
+    """What the user asks for. Every field has a default; `request.yaml` in a run directory holds them all.
 
     Sizes and times keep the form in which they were written ("0.5%", "16GiB", "30min").
     """
@@ -100,7 +102,7 @@ class SearchRequest(BaseModel):
             fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
             faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
         if self.executor == "local" and self.ray_address is not None:
-            faults.append(f"ray_address: {self.ray_address!r} has no meaning with --executor local; drop one of the two")
+            faults.append(f"ray_address: {self.ray_address!r} means nothing with --executor local; drop one of the two")
         if self.executor == "local" and self.workers not in (None, 1):
             faults.append(f"workers: {self.workers} with --executor local, which runs one trial at a time; use ray")
         if faults:
@@ -135,7 +137,10 @@ class SearchRequest(BaseModel):
         return name
 
 
-def _checked(value: Any, parse: Callable[[Any], object], remedy: str) -> Any:
+_UNION_PARTS = ("str", "int", "float", "constrained-int", "constrained-float")
+
+
+def _checked(value: T, parse: Callable[[Any], object], remedy: str) -> T:
     if value is not None:
         try:
             parse(value)
@@ -167,7 +172,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
         request = SearchRequest(**given)
     except ValidationError as error:
         for fault in error.errors():
-            where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "int", "float", "constrained-int"))
+            where = ".".join(str(part) for part in fault["loc"] if part not in _UNION_PARTS)
             what = fault["msg"].removeprefix("Value error, ")
             if where:
                 shown = "" if what.startswith(repr(fault["input"])) else f"{fault['input']!r}: "

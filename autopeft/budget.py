@@ -1,0 +1,116 @@
+"""Fitting a candidate into a parameter budget: lower its sizes, keep the shape of what it allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+from autopeft.records import Candidate, Scalar
+from autopeft.space import Choices, Ordinal, Space
+
+Count = Callable[[Candidate], int]
+"""Candidate -> trained parameters, exact; 0 for one that trains nothing."""
+
+
+class _Sizes:
+    """The size parameters of a candidate as levels: positions in their ordinals."""
+
+    def __init__(self, space: Space, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.values: dict[str, tuple[float, ...]] = {
+            p.name: p.domain.values
+            for p in space.active(candidate.values)
+            if p.size and isinstance(p.domain, Ordinal) and p.name in candidate.values
+        }
+        self.levels = {name: values.index(float(candidate[name])) for name, values in self.values.items()}
+        # The lowest level that is not "off".
+        self.floor = {name: next((i for i, v in enumerate(values) if v > 0), 0) for name, values in self.values.items()}
+
+    def at(self, levels: dict[str, int]) -> Candidate:
+        changed: dict[str, Scalar] = {name: self.values[name][level] for name, level in levels.items()}
+        return Candidate({**self.candidate.values, **changed})
+
+    def lowered(self, by: int) -> dict[str, int]:
+        """All levels lowered alike, none that is on turned off."""
+        return {n: min(level, max(self.floor[n], level - by)) for n, level in self.levels.items()}
+
+    def can_turn_off(self, name: str) -> bool:
+        return self.values[name][0] == 0
+
+
+def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> Candidate | None:
+    """Give the candidate if it fits, else one that does and keeps the shape of its allocation.
+
+    All sizes are lowered alike, one level at a time; if the smallest still does not fit, sizes are turned off, smallest
+    first; then each is raised again, largest first, as far as the budget allows.
+
+    Returns:
+        A candidate with ``0 < count(candidate) <= limit``, or None if lowering sizes does not lead to one.
+    """
+    if 0 < count(candidate) <= limit:
+        return candidate
+    sizes = _Sizes(space, candidate)
+    levels = dict(sizes.levels)
+    deepest = max((level - sizes.floor[name] for name, level in levels.items()), default=0)
+    for by in range(1, deepest + 1):
+        levels = sizes.lowered(by)
+        if count(sizes.at(levels)) <= limit:
+            break
+    # Ties are broken by the candidate itself, so that no layer is always the first to go.
+    tie = {name: Candidate({name: candidate.key}).key for name in levels}
+    by_size = sorted(levels, key=lambda name: (sizes.levels[name], tie[name]))
+    for name in by_size:
+        if count(sizes.at(levels)) <= limit:
+            break
+        if sizes.can_turn_off(name) and levels[name] > 0 and count(sizes.at({**levels, name: 0})) > 0:
+            levels[name] = 0
+    if not 0 < count(sizes.at(levels)) <= limit:
+        return None
+    for name in reversed(by_size):
+        while levels[name] < sizes.levels[name]:
+            raised = {**levels, name: levels[name] + 1}
+            if count(sizes.at(raised)) > limit:
+                break
+            levels = raised
+    return sizes.at(levels)
+
+
+def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
+    """Find the smallest configuration of a space that trains anything, and its size.
+
+    For each combination of the choices that matter to size, sizes go down to their lowest, then are turned off,
+    the dearest first, as long as something is left.
+    """
+    best: tuple[Candidate, int] | None = None
+    for start in _combinations(space):
+        sizes = _Sizes(space, start)
+        levels = {name: sizes.floor[name] for name in sizes.levels}
+        while True:
+            options = [
+                (count(sizes.at({**levels, name: 0})), name)
+                for name, level in levels.items()
+                if level > 0 and sizes.can_turn_off(name)
+            ]
+            left = [option for option in options if option[0] > 0]
+            if not left or min(left)[0] > count(sizes.at(levels)):
+                break
+            levels[min(left)[1]] = 0
+        found = (sizes.at(levels), count(sizes.at(levels)))
+        if found[1] > 0 and (best is None or found[1] < best[1]):
+            best = found
+    return best
+
+
+def _combinations(space: Space) -> Iterator[Candidate]:
+    """Every combination of two-way choices with each choice of `method`-like parameters; other values at default."""
+    choices = [p for p in space if isinstance(p.domain, Choices)]
+    roots = [p for p in choices if not p.when]
+    seen = set()
+    for combination in product(*(p.domain.values for p in roots if isinstance(p.domain, Choices))):
+        base = dict(zip((p.name for p in roots), combination, strict=True))
+        inner = [p for p in choices if p.when and p in space.active(base)]
+        for more in product(*(p.domain.values for p in inner if isinstance(p.domain, Choices))):
+            candidate = space.complete({**base, **dict(zip((p.name for p in inner), more, strict=True))})
+            if candidate.key not in seen:
+                seen.add(candidate.key)
+                yield candidate

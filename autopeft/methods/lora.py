@@ -1,0 +1,88 @@
+"""LoRA: a trained low-rank product beside each chosen linear; with rank-stabilised scaling and DoRA.
+
+Sources: Hu et al., arXiv:2106.09685; Kalajdzievski, arXiv:2312.03732 (rsLoRA); Liu et al., arXiv:2402.09353 (DoRA).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+from autopeft.anatomy import Anatomy
+from autopeft.methods.method import Build, Method, Settings, chosen, number
+
+ALPHA_RULES = ("r", "2r")
+"""Alpha as a multiple of each module's own rank; any other value of the setting is alpha itself."""
+
+
+def trainable_params(fan_in: int, fan_out: int, *, rank: int, dora: bool = False) -> int:
+    """Count one linear's trained scalars: ``rank * (fan_in + fan_out)``; DoRA's magnitude adds ``fan_out``.
+
+    >>> trainable_params(4096, 1024, rank=8)
+    40960
+    """
+    return rank * (fan_in + fan_out) + (fan_out if dora else 0)
+
+
+def alpha_of(rule: object, rank: int) -> float:
+    """Give alpha by rule. PEFT scales by alpha / r (rank-stabilised: alpha / sqrt(r)), so alpha goes with the rank.
+
+    >>> alpha_of("2r", 8), alpha_of("16", 8)
+    (16, 16.0)
+    """
+    return {"r": rank, "2r": 2 * rank}.get(str(rule)) or float(str(rule))
+
+
+def build(settings: Settings, anatomy: Anatomy) -> Build:
+    """Place a rank on every linear that is on: the layer's `rank` times the kind's `share`, rounded, at least 1."""
+    dora = bool(settings.get("dora", False))
+    shares = chosen(anatomy.linears, settings, "rank", "share")
+    ranks = {name: max(1, math.floor(share + 0.5)) for name, share in shares.items()}
+    shapes = {linear.name: (linear.fan_in, linear.fan_out) for linear in anatomy.linears}
+    params = sum(trainable_params(*shapes[name], rank=rank, dora=dora) for name, rank in ranks.items())
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    alphas = {name: alpha_of(settings.get("alpha", "2r"), rank) for name, rank in ranks.items()}
+    usual_alpha = alpha_of(settings.get("alpha", "2r"), usual)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": usual,
+        "lora_alpha": usual_alpha,
+        "lora_dropout": number(settings.get("dropout"), 0.0),
+        "use_rslora": bool(settings.get("rslora", False)),
+        "use_dora": dora,
+        "target_modules": list(ranks),
+        # Whole names, anchored: PEFT takes a key as a suffix and is silent about one that matches nothing.
+        "rank_pattern": {_exactly(name): rank for name, rank in ranks.items() if rank != usual},
+        "alpha_pattern": {_exactly(name): alpha for name, alpha in alphas.items() if alpha != usual_alpha},
+    }
+    return Build(ranks, params, config)
+
+
+def _exactly(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
+    """DoRA needs the weight's norm, which PEFT cannot take from bitsandbytes' int8."""
+    return "DoRA does not train on an 8-bit base; choose 4 or 16 bits" if bits == 8 and settings.get("dora") else ""
+
+
+METHOD = Method(
+    name="lora",
+    title="LoRA",
+    source="arXiv:2106.09685",
+    learning_rate=5e-4,
+    learning_rate_source="Hu et al. 2021, table 9 (RoBERTa-base)",
+    settings={
+        "rank": "rank of the product",
+        "share": "share of the rank that a kind of module gets",
+        "alpha": "r, 2r, or alpha itself",
+        "rslora": "scale by alpha / sqrt(r)",
+        "dora": "train a magnitude beside the direction",
+        "dropout": "dropout before the product",
+    },
+    build=build,
+    refuses=refuses,
+)

@@ -1,0 +1,93 @@
+"""The prompt methods: trained vectors that the model reads as if they stood before the text.
+
+Prompt tuning (Lester et al., arXiv:2104.08691) trains input embeddings; P-tuning (Liu et al., arXiv:2103.10385)
+trains them through a small network; prefix tuning (Li and Liang, arXiv:2101.00190) trains the keys
+and values of each layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autopeft.anatomy import Anatomy
+from autopeft.methods.method import Build, Method, Settings, number
+
+
+def _tokens(settings: Settings) -> int:
+    return int(number(settings.get("tokens"), 16))
+
+
+def _config(peft_type: str, tokens: int, **fields: Any) -> dict[str, Any]:
+    return {"peft_type": peft_type, "num_virtual_tokens": tokens, **fields}
+
+
+def build_prompt(settings: Settings, anatomy: Anatomy) -> Build:
+    """Train ``tokens * token_dim`` scalars, once for each of the model's submodules (encoder and decoder have two)."""
+    tokens, shape = _tokens(settings), anatomy.prompt
+    config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM")
+    return Build({}, tokens * shape.token_dim * shape.submodules, config)
+
+
+def build_prefix(settings: Settings, anatomy: Anatomy) -> Build:
+    """Train a key and a value for each token and layer: ``tokens * layers * 2 * prefix_dim`` scalars."""
+    tokens, shape = _tokens(settings), anatomy.prompt
+    params = tokens * shape.submodules * shape.layers * 2 * shape.prefix_dim
+    return Build({}, params, _config("PREFIX_TUNING", tokens, prefix_projection=False))
+
+
+def build_p_tuning(settings: Settings, anatomy: Anatomy) -> Build:
+    """Train embeddings and a three-layer network of `width` that turns them into prompts."""
+    tokens, shape = _tokens(settings), anatomy.prompt
+    width = int(number(settings.get("width"), 64))
+    network = (shape.token_dim + 1) * width + (width + 1) * width + (width + 1) * shape.token_dim
+    config = _config("P_TUNING", tokens, encoder_hidden_size=width, encoder_reparameterization_type="MLP")
+    return Build({}, tokens * shape.submodules * shape.token_dim + network, config)
+
+
+def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
+    """PEFT trains a head beside a prompt only where it knows the head's name."""
+    unknown = [name for name in anatomy.head if not name.endswith(("classifier", "score"))]
+    return f"PEFT does not train the head {unknown[0]!r} beside a prompt" if unknown else ""
+
+
+_TOKENS = {"tokens": "how many virtual tokens"}
+
+PROMPT_TUNING = Method(
+    name="prompt_tuning",
+    title="Prompt tuning",
+    source="arXiv:2104.08691",
+    learning_rate=3e-2,
+    learning_rate_source="PEFT's prompt tuning guide (AdamW)",
+    settings=_TOKENS,
+    build=build_prompt,
+    refuses=refuses,
+    mergeable=False,
+    starts_at_identity=False,
+    reaches_kinds=False,
+)
+PREFIX_TUNING = Method(
+    name="prefix_tuning",
+    title="Prefix tuning",
+    source="arXiv:2101.00190",
+    learning_rate=1e-2,
+    learning_rate_source="PEFT's prefix tuning guide (AdamW)",
+    settings=_TOKENS,
+    build=build_prefix,
+    refuses=refuses,
+    mergeable=False,
+    starts_at_identity=False,
+    reaches_kinds=False,
+)
+P_TUNING = Method(
+    name="p_tuning",
+    title="P-tuning",
+    source="arXiv:2103.10385",
+    learning_rate=1e-3,
+    learning_rate_source="PEFT's P-tuning guide (AdamW)",
+    settings={**_TOKENS, "width": "hidden width of the prompt network"},
+    build=build_p_tuning,
+    refuses=refuses,
+    mergeable=False,
+    starts_at_identity=False,
+    reaches_kinds=False,
+)

@@ -1,0 +1,156 @@
+"""Problem: all that the engine may know of what it searches: a bound space, exact costs, a budget, objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopeft.anatomy import Anatomy
+from autopeft.budget import project, smallest
+from autopeft.errors import InfeasibleError, RequestError
+from autopeft.methods import METHODS
+from autopeft.objectives import Objective
+from autopeft.records import AdapterPlan, Candidate, Cost, Scalar, digest
+from autopeft.registry import unknown
+from autopeft.space import Choices, Space, settings_of
+from autopeft.units import show_count, show_percent
+
+
+def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
+    """Turn a candidate into the adapter it means on a model."""
+    method = METHODS[str(candidate["method"])]
+    build = method.build(settings_of(candidate, method.name), anatomy)
+    return AdapterPlan(
+        method=method.name,
+        bits=int(candidate.values.get("bits", anatomy.dtype_bits)),
+        sizes=dict(build.sizes),
+        config=dict(build.config),
+        adapter_params=build.params,
+        learning_rate=method.learning_rate * float(candidate.values.get("lr_multiple", 1.0)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is searched.
+
+    Attributes:
+        space: Bound to the model.
+        anatomy: The model; None with a custom runner.
+        own_cost: With a custom runner: candidate -> trained parameters, where that is known.
+        parameter_limit: Most trained parameters, head included; None for no limit.
+        memory_limit_bytes: Most peak memory; None for no limit.
+    """
+
+    space: Space
+    objectives: tuple[Objective, ...]
+    anatomy: Anatomy | None = None
+    own_cost: Callable[[Candidate], int] | None = None
+    parameter_limit: int | None = None
+    memory_limit_bytes: int | None = None
+
+    def plan(self, candidate: Candidate) -> AdapterPlan | None:
+        """Give the adapter that a candidate means; None with a custom runner."""
+        return None if self.anatomy is None else plan_of(candidate, self.anatomy)
+
+    def cost(self, candidate: Candidate) -> Cost | None:
+        """Count exactly what a candidate trains; None where a custom runner does not say."""
+        if self.own_cost is not None:
+            return Cost(int(self.own_cost(candidate)))
+        if self.anatomy is None:
+            return None
+        return Cost(plan_of(candidate, self.anatomy).adapter_params, self.anatomy.head_params)
+
+    def _adapter_params(self, candidate: Candidate) -> int:
+        cost = self.cost(candidate)
+        return 1 if cost is None else cost.adapter_params
+
+    @property
+    def _adapter_limit(self) -> int:
+        """What the budget leaves for the adapter; without a budget, more than any adapter has."""
+        if self.parameter_limit is None:
+            return 2**62
+        return self.parameter_limit - (self.anatomy.head_params if self.anatomy else 0)
+
+    def fit(self, candidate: Candidate) -> Candidate | None:
+        """Give the candidate, lowered into the budget if need be; None if that is not possible."""
+        return project(self.space, candidate, count=self._adapter_params, limit=self._adapter_limit)
+
+    def refusal(self, candidate: Candidate) -> str:
+        """Say why a candidate cannot be trained; "" if it can. No training is needed to know."""
+        if self.anatomy is not None:
+            method = METHODS[str(candidate["method"])]
+            bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
+            if bits not in method.bits:
+                return f"{method.name} does not train on a base of {bits} bits"
+            if self.anatomy.task not in method.tasks:
+                return f"{method.name} is not for {self.anatomy.task}"
+            if reason := method.refuses(settings_of(candidate, method.name), bits, self.anatomy):
+                return reason
+        params = self._adapter_params(candidate)
+        if params == 0:
+            return "it trains nothing"
+        if params > self._adapter_limit:
+            return f"{show_count(params)} adapter parameters are more than the {show_count(self._adapter_limit)} left"
+        return ""
+
+    def identity(self, candidate: Candidate) -> str:
+        """Give what makes two candidates the same training: equal plans are duplicates whatever their values."""
+        plan = self.plan(candidate)
+        return candidate.key if plan is None else digest(plan.to_dict())
+
+    def check_feasible(self) -> None:
+        """Make sure that something in the space fits.
+
+        Raises:
+            InfeasibleError: Naming the smallest configuration and its size.
+        """
+        if self.parameter_limit is None:
+            return
+        found = smallest(self.space, count=self._adapter_params)
+        if found is None:
+            raise InfeasibleError("space: nothing in it trains anything on this model; allow more kinds or layers")
+        candidate, params = found
+        if params <= self._adapter_limit:
+            return
+        head = self.anatomy.head_params if self.anatomy else 0
+        needed = params + head
+        share = f" ({show_percent(needed / self.anatomy.base_params)} of the model)" if self.anatomy else ""
+        with_head = f", {show_count(head)} of them the new task head," if head else ""
+        what = ", ".join(f"{k}={v}" for k, v in candidate.values.items() if _tells(v))
+        raise InfeasibleError(
+            f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
+            f"{with_head} ({what}). Raise --budget to at least {needed}, or choose a space with smaller methods."
+        )
+
+
+def _tells(value: Scalar) -> bool:
+    return value != 0 and value is not False
+
+
+def bind_space(space: Space, anatomy: Anatomy, *, device_bits: tuple[int, ...] = (4, 8, 16, 32)) -> Space:
+    """Bind a space to a model: known methods and settings only, bits up to the checkpoint's own that the device can do.
+
+    Raises:
+        RequestError: Listing every method or setting that does not exist.
+    """
+    faults, common = [], ("method", "bits", "lr_multiple")
+    by_name = {p.name: p for p in space}
+    if "method" not in by_name or not isinstance(by_name["method"].domain, Choices):
+        raise RequestError("space: a space for PEFT needs `method` with choices; see the default space")
+    for name in by_name["method"].domain.values:
+        if name not in METHODS:
+            faults.append(f"space: method: {unknown(name, METHODS, what='method')}")
+    for name in by_name:
+        method, dot, setting = name.partition(".")
+        if dot and method in METHODS and setting not in METHODS[method].settings:
+            faults.append(f"space: {name}: {unknown(setting, METHODS[method].settings, what=f'setting of {method}')}")
+        elif (not dot and name not in common) or (dot and method not in METHODS):
+            faults.append(f"space: {name}: {unknown(name, [*METHODS, *common], what='parameter')}")
+    if faults:
+        raise RequestError(*faults)
+    if "bits" in by_name:
+        space = space.narrow("bits", [b for b in device_bits if b <= anatomy.dtype_bits])
+    usable = [name for name, method in METHODS.items() if anatomy.task in method.tasks]
+    space = space.narrow("method", usable)
+    return space.bind(anatomy)

@@ -1,0 +1,102 @@
+"""SAMPLERS by name, and the wrapper that makes any of them propose only new, feasible candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from autopeft.problem import Problem
+from autopeft.records import Candidate, Scalar
+from autopeft.registry import Table
+from autopeft.search.codec import decoded, distribution_of, distributions, encode
+
+REDRAWS = 64
+"""Draws of the engine, then as many at random, before a space counts as exhausted."""
+
+IDENTITY = "identity"
+"""User attribute of an Optuna trial: what makes two trials the same training."""
+
+
+class SpaceExhausted(Exception):
+    """No candidate could be found that is new and feasible."""
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=8)
+
+
+SAMPLERS: Table[Callable[[int], BaseSampler]] = Table(
+    {
+        "tpe": _tpe,
+        "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
+        "random": lambda seed: RandomSampler(seed=seed),
+    }
+)
+"""Engine by name: seed -> Optuna sampler."""
+
+
+class FeasibleSampler(BaseSampler):
+    """Lets an engine draw, lowers the draw into the budget, and draws again while it is refused or was tried before.
+
+    Each trial has its own random state, made of the seed and the trial's number: a resumed search proposes what the
+    uninterrupted one would have, and a redraw never repeats itself.
+    """
+
+    def __init__(self, problem: Problem, engine: Callable[[int], BaseSampler], *, seed: int) -> None:
+        self._problem, self._engine, self._seed = problem, engine, seed
+        self._distributions = distributions(problem.space)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Claim every parameter: `sample_relative` gives the whole configuration at once."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw a configuration.
+
+        Raises:
+            SpaceExhausted: If none was found that is new and feasible.
+        """
+        known = {t.user_attrs.get(IDENTITY) for t in study.get_trials(deepcopy=False)}
+        state = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
+        for engine in (self._engine(state), RandomSampler(seed=state)):
+            for _ in range(REDRAWS):
+                drawn = self._draw(engine, study, trial)
+                candidate = self._problem.fit(drawn)
+                if candidate is None or self._problem.refusal(candidate):
+                    continue
+                if self._problem.identity(candidate) not in known:
+                    return encode(self._problem.space, candidate)
+        raise SpaceExhausted
+
+    def _draw(self, engine: BaseSampler, study: optuna.Study, trial: FrozenTrial) -> Candidate:
+        """Draw one configuration, parents before what depends on them."""
+        relative = engine.sample_relative(study, trial, engine.infer_relative_search_space(study, trial))
+        values: dict[str, Scalar] = {}
+        for parameter in self._problem.space:
+            if any(values.get(name) not in allowed for name, allowed in parameter.when.items()):
+                continue
+            value = relative.get(parameter.name)
+            if value is None:
+                value = engine.sample_independent(study, trial, parameter.name, distribution_of(parameter.domain))
+            values[parameter.name] = decoded(parameter, value)
+        return self._problem.space.complete(values)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never needed: every parameter is in the relative space."""
+        raise AssertionError(f"{param_name} was not drawn")
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Let the engine do its book-keeping."""
+        self._engine(self._seed).after_trial(study, trial, state, values)

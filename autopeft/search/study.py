@@ -1,0 +1,186 @@
+"""The study: asks for candidates, is told records, and is rebuilt from them. One driver, one writer."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from autopeft.errors import DamagedRunError
+from autopeft.problem import Problem
+from autopeft.records import Candidate, TrialRecord, canonical_json
+from autopeft.search.codec import decode, distributions, encode, suggest
+from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceExhausted
+
+CANDIDATE = "candidate"
+FIXED = "fixed"
+STUDY_NAME = "autopeft"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial to run: its number in the study, and what to try."""
+
+    number: int
+    candidate: Candidate
+
+
+def sqlite_url(path: Path) -> str:
+    """Give the storage URL of a SQLite file."""
+    return f"sqlite:///{path.absolute()}"
+
+
+class Study:
+    """An Optuna study over a Problem: ask, tell, resume.
+
+    A number is given once. A trial that was under way when its driver died is asked for again under its number.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        url: str,
+        sampler: str | Callable[[int], BaseSampler],
+        seed: int,
+        records: Sequence[TrialRecord] = (),
+        name: str = STUDY_NAME,
+    ) -> None:
+        self._problem = problem
+        engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+        self._study = _open(url, name, problem, FeasibleSampler(problem, engine, seed=seed))
+        self._distributions = distributions(problem.space)
+        self._reconcile(records)
+        self._again = self._orphans()
+        if not self._study.get_trials(deepcopy=False):
+            self._enqueue_start()
+
+    def ask(self) -> Proposal | None:
+        """Propose what to try next: cut-off trials first, then the space's start, then the engine's choice.
+
+        Returns:
+            None if nothing new is feasible any more.
+        """
+        if self._again:
+            return self._again.pop(0)
+        trial = self._study.ask()
+        try:
+            names = trial.user_attrs.get(FIXED) or trial.relative_params
+            params = {p.name: suggest(trial, p) for p in self._problem.space if p.name in names}
+        except SpaceExhausted:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return None
+        candidate = decode(self._problem.space, params)
+        trial.set_user_attr(IDENTITY, self._problem.identity(candidate))
+        # Written last: a trial without it was cut off while it was being proposed.
+        trial.set_user_attr(CANDIDATE, canonical_json(candidate.values))
+        return Proposal(trial.number, candidate)
+
+    def tell(self, record: TrialRecord) -> None:
+        """Tell the result of a trial; telling it twice changes nothing."""
+        state, values = _told(record, self._problem)
+        self._study.tell(record.number, values, state=state, skip_if_finished=True)
+
+    def _reconcile(self, records: Sequence[TrialRecord]) -> None:
+        """Bring the study to what the records say; they are written first, so they never know less."""
+        trials = self._study.get_trials(deepcopy=False)
+        by_number = {record.number: record for record in records}
+        for record in records:
+            if record.number < len(trials):
+                self.tell(record)
+        # A study that was lost, wholly or its last commits, is rebuilt; numbers stay what they were.
+        for number in range(len(trials), max(by_number, default=-1) + 1):
+            self._study.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
+
+    def _orphans(self) -> list[Proposal]:
+        """Find the trials that a dead driver left running; one without a candidate was never proposed."""
+        found = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if CANDIDATE in trial.user_attrs:
+                found.append(Proposal(trial.number, Candidate(json.loads(trial.user_attrs[CANDIDATE]))))
+            else:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        return found
+
+    def _enqueue_start(self) -> None:
+        """Queue the space's own configurations, lowered into the budget, each once."""
+        known = set()
+        for assignment in self._problem.space.start:
+            candidate = self._problem.fit(self._problem.space.complete(assignment))
+            if candidate is None or self._problem.refusal(candidate):
+                continue
+            identity = self._problem.identity(candidate)
+            if identity not in known:
+                known.add(identity)
+                params = encode(self._problem.space, candidate)
+                self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params)})
+
+
+def _open(url: str, name: str, problem: Problem, sampler: BaseSampler) -> optuna.Study:
+    if url.startswith("sqlite:///"):
+        _make_durable(Path(url.removeprefix("sqlite:///")))
+    directions = [o.goal for o in problem.objectives]
+    try:
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
+        )
+    except Exception as error:
+        raise DamagedRunError(
+            f"study: cannot open {url}: {str(error).splitlines()[0]}. If it is the run's own study.db, delete it: "
+            "resume rebuilds it from records.jsonl. If it is another storage, see that it runs and can be reached."
+        ) from error
+    if [d.name.lower() for d in study.directions] != directions:
+        raise DamagedRunError(f"study: {url} holds {len(study.directions)} objectives, not these {len(directions)}")
+    study.set_metric_names([o.name for o in problem.objectives])
+    return study
+
+
+def _make_durable(path: Path) -> None:
+    """Switch the file to write-ahead logging: safe against a kill, and half the time of a commit."""
+    try:
+        with sqlite3.connect(path, timeout=60) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.DatabaseError as error:
+        raise DamagedRunError(
+            f"study: {path.name} is damaged ({error}). Delete it: resume rebuilds it from records.jsonl."
+        ) from error
+
+
+def _told(record: TrialRecord, problem: Problem) -> tuple[TrialState, list[float] | None]:
+    if record.state == "complete":
+        return TrialState.COMPLETE, [record.values[o.name] for o in problem.objectives]
+    # A failure teaches the engine nothing; an infeasible or stopped one did run.
+    return (TrialState.FAIL if record.state == "failed" else TrialState.PRUNED), None
+
+
+def _rebuilt(
+    record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]
+) -> optuna.trial.FrozenTrial:
+    if record is None:
+        return create_trial(state=TrialState.FAIL)
+    state, values = _told(record, problem)
+    params: dict[str, Any] = encode(problem.space, record.candidate)
+    return create_trial(
+        state=state,
+        values=values,
+        params=params,
+        distributions={name: known[name] for name in params},
+        user_attrs={
+            CANDIDATE: canonical_json(record.candidate.values),
+            IDENTITY: problem.identity(record.candidate),
+        },
+    )

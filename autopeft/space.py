@@ -1,0 +1,291 @@
+"""What a Candidate may be: typed, conditional parameters, and the rules that make of values a Candidate.
+
+A space is written for any model (`per: layers`, `per: kinds`); `bind` expands it for one model's anatomy, so that
+"lora.rank" becomes "lora.rank[0-1]", "lora.rank[2-3]" and so on. A group of layers is written first-last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from autopeft.anatomy import Anatomy, layer_groups
+from autopeft.errors import RequestError
+from autopeft.records import Candidate, Scalar
+from autopeft.registry import unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One of a few values without an order."""
+
+    values: tuple[Scalar, ...]
+
+    def holds(self, value: Scalar) -> bool:
+        """Tell whether a value is allowed."""
+        return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordinal:
+    """One of a few numbers in increasing order; 0 means "off" where it is a size."""
+
+    values: tuple[float, ...]
+
+    def holds(self, value: Scalar) -> bool:
+        """Tell whether a value is allowed."""
+        return not isinstance(value, bool | str) and value in self.values
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A number between two others, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def holds(self, value: Scalar) -> bool:
+        """Tell whether a value is allowed."""
+        return not isinstance(value, bool | str) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number between two others, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def holds(self, value: Scalar) -> bool:
+        """Tell whether a value is allowed."""
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+Domain = Choices | Ordinal | Real | Whole
+Per = Literal["layers", "kinds"]
+
+
+def middle(domain: Domain) -> Scalar:
+    """Give the value that a parameter has when nobody says otherwise: the first choice, the middle of a range."""
+    match domain:
+        case Choices(values):
+            return values[0]
+        case Ordinal(values):
+            return values[len(values) // 2]
+        case Real(low, high, log):
+            return math.sqrt(low * high) if log else (low + high) / 2
+        case Whole(low, high, log):
+            return round(math.sqrt(low * high)) if log else (low + high) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One dimension of a space.
+
+    Attributes:
+        when: Other parameter -> values for which this one exists.
+        per: What it is repeated over; empty once bound.
+        size: Whether the number of trained parameters grows with it: such a parameter is lowered to fit a budget.
+        base: Name before binding.
+    """
+
+    name: str
+    domain: Domain
+    default: Scalar
+    when: Mapping[str, tuple[Scalar, ...]]
+    per: tuple[Per, ...] = ()
+    size: bool = False
+    base: str = ""
+
+
+Assignment = Mapping[str, Scalar | Mapping[str, Scalar]]
+"""Values by name: "lora.share[key]" sets one, "lora.share" all, {"lora.share": {"key": 1}} these and the others off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Parameters in an order in which each comes after those that it depends on.
+
+    Attributes:
+        start: Configurations to try first, as partial assignments.
+        layer_groups: How many groups the layers are cut into, or "each".
+        kinds: Kinds of module that may be adapted; None for all that the model has.
+    """
+
+    parameters: tuple[Parameter, ...]
+    start: tuple[Assignment, ...] = ()
+    layer_groups: int | Literal["each"] = 4
+    kinds: tuple[str, ...] | None = None
+    description: str = ""
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self.parameters)
+
+    def parameter(self, name: str) -> Parameter:
+        """Give a parameter by name.
+
+        Raises:
+            UnknownNameError: If there is none.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise unknown(name, [p.name for p in self.parameters], what="parameter")
+
+    def narrow(self, name: str, keep: Iterable[Scalar]) -> Space:
+        """Keep only some values of a Choices parameter; what hangs on a dropped value stays, never active.
+
+        Raises:
+            RequestError: If none is left.
+        """
+        parameter = self.parameter(name)
+        allowed = list(keep)
+        if not isinstance(parameter.domain, Choices):
+            return self
+        left = tuple(v for v in parameter.domain.values if v in allowed)
+        if not left:
+            here = f"here only {_listed(allowed)} can be used"
+            raise RequestError(f"space: {name} may be {_listed(parameter.domain.values)}; {here}")
+        default = parameter.default if parameter.default in left else left[0]
+        narrowed = replace(parameter, domain=Choices(left), default=default)
+        start = tuple(s for s in self.start if s.get(name, default) in left)
+        return replace(self, parameters=tuple(narrowed if p is parameter else p for p in self.parameters), start=start)
+
+    def bind(self, anatomy: Anatomy) -> Space:
+        """Expand `per` parameters for one model.
+
+        Raises:
+            RequestError: If the space names kinds of module of which the model has none.
+        """
+        kinds = anatomy.kinds if self.kinds is None else tuple(k for k in self.kinds if k in anatomy.kinds)
+        if not kinds:
+            has = _listed(anatomy.kinds) or "no linear layers"
+            raise RequestError(f"kinds: the model has none of {_listed(self.kinds or ())}; it has {has}")
+        groups = [str(a) if a == b else f"{a}-{b}" for a, b in layer_groups(anatomy.n_layers, self.layer_groups)]
+        over: dict[Per, Sequence[str]] = {"layers": groups, "kinds": kinds}
+        bound: list[Parameter] = []
+        for parameter in self.parameters:
+            for keys in product(*(over[p] for p in parameter.per)):
+                name = f"{parameter.name}[{'/'.join(keys)}]" if keys else parameter.name
+                bound.append(replace(parameter, name=name, per=(), base=parameter.name))
+        return replace(self, parameters=tuple(bound))
+
+    def active(self, values: Mapping[str, Scalar]) -> list[Parameter]:
+        """Give the parameters that exist for these values, in order."""
+        found: dict[str, Scalar] = {}
+        active = []
+        for parameter in self.parameters:
+            if all(found.get(name) in allowed for name, allowed in parameter.when.items()):
+                active.append(parameter)
+                found[parameter.name] = values.get(parameter.name, parameter.default)
+        return active
+
+    def complete(self, partial: Assignment) -> Candidate:
+        """Make a Candidate of a partial assignment: defaults for what is not said, inactive parameters dropped.
+
+        Raises:
+            RequestError: Listing every name that is not of the space and every value that is not allowed.
+        """
+        self.check(partial)
+        values = {parameter.name: _assigned(parameter, partial) for parameter in self.parameters}
+        return Candidate({p.name: values[p.name] for p in self.active(values)})
+
+    def check(self, partial: Assignment) -> None:
+        """Check the names and values of a partial assignment, of this space bound or unbound.
+
+        Raises:
+            RequestError: Listing every fault.
+        """
+        by_name: dict[str, Parameter] = {}
+        for parameter in self.parameters:
+            by_name.setdefault(parameter.base or parameter.name, parameter)
+            by_name[parameter.name] = parameter
+        faults = []
+        for name, value in partial.items():
+            if name not in by_name:
+                faults.append(str(unknown(name, by_name, what="parameter")))
+                continue
+            domain = by_name[name].domain
+            for key, single in value.items() if isinstance(value, Mapping) else (("", value),):
+                if not domain.holds(single):
+                    faults.append(f"{name}{f'[{key}]' if key else ''}: {single!r} is not in {show_domain(domain)}")
+        if faults:
+            raise RequestError(*faults)
+
+
+def _assigned(parameter: Parameter, partial: Assignment) -> Scalar:
+    """Read a bound parameter's value off a partial assignment."""
+    said = partial.get(parameter.name, partial.get(parameter.base, parameter.default))
+    if not isinstance(said, Mapping):
+        return said
+    layer, kind = None, None
+    for part in parameter.name.partition("[")[2].removesuffix("]").split("/"):
+        first = part.partition("-")[0]
+        layer, kind = (int(first), kind) if first.isdigit() else (layer, part)
+    value = setting_at(said, layer=layer, kind=kind)
+    return value if parameter.domain.holds(value) else middle(parameter.domain)
+
+
+def show_domain(domain: Domain) -> str:
+    """Write a domain the way a person reads it.
+
+    >>> show_domain(Real(0.1, 10, log=True))
+    '0.1 to 10 (log)'
+    """
+    match domain:
+        case Choices(values) | Ordinal(values):
+            return _listed(values)
+        case Real(low, high, log) | Whole(low, high, log):
+            return f"{low:g} to {high:g}{' (log)' if log else ''}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(v) for v in values)
+
+
+def settings_of(candidate: Candidate, method: str) -> dict[str, Scalar | dict[str, Scalar]]:
+    """Gather what a candidate says of its method: "lora.rank[0-1]" becomes settings["rank"]["0-1"].
+
+    >>> settings_of(Candidate({"method": "lora", "lora.rank[0-1]": 8, "lora.dora": False}), "lora")
+    {'dora': False, 'rank': {'0-1': 8}}
+    """
+    settings: dict[str, Scalar | dict[str, Scalar]] = {}
+    for name, value in candidate.values.items():
+        if not name.startswith(f"{method}."):
+            continue
+        key, bracket, inside = name.removeprefix(f"{method}.").partition("[")
+        if bracket:
+            group = settings.setdefault(key, {})
+            assert isinstance(group, dict)
+            group[inside.removesuffix("]")] = value
+        else:
+            settings[key] = value
+    return settings
+
+
+def setting_at(setting: Scalar | Mapping[str, Scalar], *, layer: int | None = None, kind: str | None = None) -> Scalar:
+    """Read a setting, said for all or per group of layers, per kind or both, at one module.
+
+    >>> setting_at({"0-1/query": 4, "2/query": 8}, layer=1, kind="query")
+    4
+    >>> setting_at({"0-1": 4}, layer=5), setting_at(16, layer=5)
+    (0, 16)
+    """
+    if not isinstance(setting, Mapping):
+        return setting
+    for key, value in setting.items():
+        if all(_covers(part, layer, kind) for part in key.split("/")):
+            return value
+    return 0
+
+
+def _covers(part: str, layer: int | None, kind: str | None) -> bool:
+    first, _, last = part.partition("-")
+    if first.isdigit():
+        return layer is not None and int(first) <= layer <= int(last or first)
+    return part == kind

@@ -1,0 +1,181 @@
+"""The run directory: what was asked, append-only records, and the lock of its one driver.
+
+::
+
+    request.yaml    every field of the request
+    run.json        RunInfo: anatomy, data, versions, hardware
+    records.jsonl   one TrialRecord a line, written before the study is told
+    study.db        the Optuna study (rebuilt from the records if it is lost)
+    data/           the rows that the search reads, tokenised
+    adapters/NNNN/  the adapters of the front, in PEFT's format
+    front.csv       the Pareto front
+    report.html     the report
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from autopeft.errors import DamagedRunError, RequestError
+from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
+from autopeft.request import SearchRequest, read_request, write_request
+
+
+def adapter_dir(number: int) -> str:
+    """Give the folder of a trial's adapter, relative to the run directory."""
+    return f"adapters/{number:04d}"
+
+
+class RunDirectory:
+    """A run on disk. Open it as a context: one driver at a time holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: list[TrialRecord] = []
+        self._lock: IO[str] | None = None
+        self.notes: list[str] = []
+
+    @classmethod
+    def create(cls, path: Path, request: SearchRequest) -> RunDirectory:
+        """Start a run in a folder that is new or empty.
+
+        Raises:
+            RequestError: If the folder holds anything, or cannot be written.
+        """
+        if (path / "request.yaml").exists():
+            raise RequestError(
+                f"out: {path} holds a run; go on with it by `autopeft resume {path}`, or choose another --out"
+            )
+        if path.is_dir() and any(path.iterdir()):
+            raise RequestError(f"out: {path} is not empty; choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_request(request, path / "request.yaml")
+        except OSError as error:
+            raise RequestError(f"out: cannot write {path}: {error.strerror}; choose another --out") from None
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDirectory:
+        """Name a run that is there.
+
+        Raises:
+            DamagedRunError: If the folder holds no run.
+        """
+        if not (path / "request.yaml").is_file():
+            raise DamagedRunError(f"{path} is no run directory (no request.yaml in it)")
+        return cls(path)
+
+    def __enter__(self) -> RunDirectory:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise DamagedRunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+        self._records = self._read_records(repair=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def request(self) -> SearchRequest:
+        """The request that the run was started with."""
+        try:
+            return read_request(self.path / "request.yaml")
+        except RequestError as error:
+            raise DamagedRunError(f"{self.path / 'request.yaml'}: {error}") from error
+
+    @property
+    def records(self) -> Sequence[TrialRecord]:
+        """The records, oldest first."""
+        return self._records or self._read_records(repair=False)
+
+    def append(self, record: TrialRecord) -> None:
+        """Write a record down for good: one line, flushed to the disk."""
+        line = json.dumps({"schema": SCHEMA_VERSION, **record.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n"
+        with (self.path / "records.jsonl").open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._records.append(record)
+
+    def _read_records(self, *, repair: bool) -> list[TrialRecord]:
+        """Read the records; a last line that a kill cut short is dropped, any other fault is damage."""
+        path = self.path / "records.jsonl"
+        if not path.exists():
+            return []
+        data = path.read_bytes()
+        whole, _, torn = data.rpartition(b"\n")
+        if torn and repair:
+            self.notes.append(
+                "records.jsonl ended in the middle of a line; the torn line was dropped, its trial runs again"
+            )
+            with path.open("r+b") as file:
+                file.truncate(len(whole) + (1 if whole else 0))
+        records: dict[int, TrialRecord] = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                fields = json.loads(line)
+                if fields["schema"] != SCHEMA_VERSION:
+                    raise DamagedRunError(
+                        f"{path}: line {number} has schema {fields['schema']}, this autopeft reads {SCHEMA_VERSION}; "
+                        "use the version that wrote it"
+                    )
+                record = TrialRecord.from_dict(fields)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedRunError(
+                    f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
+                    "restore the file, or delete the line to run its trial again"
+                ) from None
+            records.setdefault(record.number, record)
+        return list(records.values())
+
+    def write_info(self, info: RunInfo) -> None:
+        """Write run.json."""
+        replace_file(self.path / "run.json", json.dumps(info.to_dict(), ensure_ascii=False, indent=1))
+
+    def read_info(self) -> RunInfo | None:
+        """Read run.json; None if the run was stopped before it was written.
+
+        Raises:
+            DamagedRunError: If it cannot be read, or is of another schema.
+        """
+        path = self.path / "run.json"
+        if not path.exists():
+            return None
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            info = RunInfo.from_dict({**data, "objectives": tuple(data["objectives"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedRunError(f"{path} is damaged ({error}); restore it, or start a new run") from None
+        if info.schema != SCHEMA_VERSION:
+            raise DamagedRunError(f"{path} has schema {info.schema}, this autopeft reads {SCHEMA_VERSION}")
+        return info
+
+    def keep_adapters(self, numbers: Iterable[int]) -> None:
+        """Remove the adapters of recorded trials that are not among these."""
+        kept = {adapter_dir(n) for n in numbers}
+        for record in self._records:
+            folder = self.path / adapter_dir(record.number)
+            if adapter_dir(record.number) not in kept and folder.is_dir():
+                shutil.rmtree(folder)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

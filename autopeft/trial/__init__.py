@@ -1,0 +1,1 @@
+"""A training: the only home of torch, transformers, peft and datasets."""

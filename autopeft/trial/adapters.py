@@ -1,0 +1,129 @@
+"""Attach an adapter to a resident base, make sure it is the one intended, and take it off without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from autopeft.errors import TrialError
+from autopeft.records import AdapterPlan
+
+PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
+
+
+def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
+    """Make PEFT's configuration of a plan; a new task head is trained and saved with the adapter."""
+    fields = dict(plan.config)
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop("peft_type")]
+    if head and "target_modules" in fields:
+        fields["modules_to_save"] = list(head)
+    config = kind(task_type=PEFT_TASKS[task], **fields)
+    config.base_model_name_or_path = base or None
+    return config
+
+
+class Resident:
+    """A base model that stays in memory while adapters come and go.
+
+    PEFT's own `unload` leaves trained heads behind and fails on quantised bases; here everything that an adapter
+    changed is put back as it was.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._grads = {name: p.requires_grad for name, p in model.named_parameters()}
+        self._training = {name: module.training for name, module in model.named_modules()}
+        self._hooks = {id(m): (set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()}
+        self._children = {id(m): set(m._modules) for m in model.modules()}
+        self._attributes = set(vars(model))
+        self._config_fields = dict(vars(model.config))
+
+    def attach(self, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> PeftModel:
+        """Attach the adapter of a plan and make sure that it is what was planned.
+
+        Raises:
+            TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
+        """
+        adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
+        check_realised(adapted, plan, head_params=sum(head.values()))
+        return adapted
+
+    def detach(self) -> None:
+        """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
+        self._unwrap()
+        for module in self.model.modules():
+            hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
+            for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
+                for handle in [h for h in now if h not in kept]:
+                    del now[handle]
+            if id(module) in self._children:
+                for child in [c for c in module._modules if c not in self._children[id(module)]]:
+                    del module._modules[child]
+        for attribute in set(vars(self.model)) - self._attributes:
+            delattr(self.model, attribute)
+        if "_hf_peft_config_loaded" in vars(self.model):
+            self.model._hf_peft_config_loaded = False
+        for field in set(vars(self.model.config)) - set(self._config_fields):
+            delattr(self.model.config, field)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._grads[name])
+            parameter.grad = None
+        for name, module in self.model.named_modules():
+            module.training = self._training[name]
+
+    def _unwrap(self) -> None:
+        # The innermost module is reached through get_base_layer, so only the outermost wrapper is replaced.
+        for name, module in list(self.model.named_modules()):
+            inner = None
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                inner = module.original_module
+            elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
+                inner = module.get_base_layer()
+            if inner is None or not name:
+                continue
+            parent, _, leaf = name.rpartition(".")
+            owner = self.model.get_submodule(parent) if parent else self.model
+            if not isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                setattr(owner, leaf, inner)
+
+
+def realised_sizes(adapted: PeftModel) -> dict[str, int]:
+    """Read off a real model what its adapter is: module name -> rank, or 1 for a vector."""
+    sizes = {}
+    for name, module in adapted.get_base_model().named_modules():
+        if isinstance(module, BaseTunerLayer):
+            ranks = getattr(module, "r", None)
+            sizes[name] = int(ranks["default"]) if isinstance(ranks, dict) and "default" in ranks else 1
+    return sizes
+
+
+def check_realised(adapted: PeftModel, plan: AdapterPlan, *, head_params: int) -> None:
+    """Compare the real adapter with the plan; PEFT ignores names that match nothing without a word.
+
+    Raises:
+        TrialError: Naming the first differences.
+    """
+    sizes = realised_sizes(adapted)
+    differing = [n for n in {**plan.sizes, **sizes} if plan.sizes.get(n) != sizes.get(n)]
+    if differing:
+        first = ", ".join(f"{n}: planned {plan.sizes.get(n)}, is {sizes.get(n)}" for n in differing[:3])
+        raise TrialError(f"the adapter is not the one planned in {len(differing)} modules ({first})")
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    if trained != plan.adapter_params + head_params:
+        raise TrialError(
+            f"the adapter trains {trained:,} parameters; planned were {plan.adapter_params + head_params:,}, "
+            f"{head_params:,} of them the head's"
+        )
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> int:
+    """Save the adapter so that `PeftModel.from_pretrained` loads it; returns the bytes written."""
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    return sum(path.stat().st_size for path in folder.iterdir())

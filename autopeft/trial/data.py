@@ -1,0 +1,178 @@
+"""From the request to prepared data: read, understand the columns, choose rows, tokenise once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autopeft.errors import SourceError
+from autopeft.request import SearchRequest
+from autopeft.trial.columns import Layout, find_layout
+from autopeft.trial.demo import read_docstrings
+from autopeft.trial.prepared import Prepared, fingerprint
+from autopeft.trial.rows import Source, read_source
+from autopeft.trial.selection import (
+    NoLabelsError,
+    Survey,
+    choose_rows,
+    name_labels,
+    read_rows,
+    show_rows,
+    split_off,
+    survey_rows,
+)
+from autopeft.trial.tokens import IGNORED, encode_answers, encode_classes
+
+
+def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_positions: int | None) -> Prepared:
+    """Read the data of a request and tokenise what a search reads of it.
+
+    Train rows are at most ``steps * batch_size``, validation rows `eval_rows`, test rows twice that; which ones, is
+    decided by their content and the seed.
+
+    Args:
+        tokenizer: The model's tokenizer, of transformers.
+        task: What to learn; "auto" decides by the columns. `Prepared.task` says what was decided.
+        max_positions: Tokens the model can take; None for no limit.
+
+    Raises:
+        SourceError: If the data cannot be read or trained on; the message names what and where.
+    """
+    source = read_docstrings() if request.data is None else read_source(request.data)
+    layout, columns = find_layout(source.splits["train"].column_names, task=task, columns=request.columns)
+    surveys, notes = _survey(source, layout, columns)
+    notes = [_reading_note(source, layout, columns), *notes]
+    label_ids: dict[str, int] = {}
+    label_names: tuple[str, ...] = ()
+    if layout.task == "text-classification":
+        label_ids, label_names = name_labels(surveys["train"])
+        _check_labels(surveys)
+    notes += _overlap_notes(surveys)
+
+    max_length = _max_length(request.max_length, max_positions, tokenizer)
+    if max_length < request.max_length:
+        notes.append(f"max_length {request.max_length} was reduced to {max_length}, which is what the model can take.")
+    wanted = {
+        "train": request.steps * request.batch_size,
+        "validation": request.eval_rows,
+        "test": request.eval_rows * 2,
+    }
+    tables = {}
+    for split, survey in surveys.items():
+        chosen = choose_rows(survey, wanted[split], seed=request.seed)
+        rows = list(read_rows(chosen.rows, chosen.positions, layout, columns, chosen.class_names))
+        numbers = [position + 1 for position in chosen.positions]
+        if layout.task == "text-classification":
+            table = encode_classes(rows, numbers, tokenizer, label_ids=label_ids, max_length=max_length)
+        else:
+            table = encode_answers(rows, numbers, tokenizer, layout=layout, max_length=max_length)
+        _check_trained(split, table, max_length)
+        tables[split] = table
+    cut = {s: pc.sum(pc.equal(pc.list_value_length(t["input_ids"]), max_length)).as_py() for s, t in tables.items()}
+    if any(cut.values()):
+        shares = ", ".join(f"{count} of {tables[split].num_rows} {split} rows" for split, count in cut.items() if count)
+        notes.append(
+            f"{shares} have the full {max_length} tokens and may be cut; raise --max-length to keep them whole."
+        )
+    return Prepared(
+        name=source.name,
+        task=layout.task,
+        train=tables["train"],
+        validation=tables["validation"],
+        test=tables.get("test"),
+        label_names=label_names,
+        pad_id=_pad_id(tokenizer),
+        max_length=max_length,
+        rows_found={split: len(survey) for split, survey in surveys.items()},
+        notes=tuple(notes),
+        fingerprint=fingerprint(tables, label_names),
+    )
+
+
+def _survey(source: Source, layout: Layout, columns: Mapping[str, str]) -> tuple[dict[str, Survey], list[str]]:
+    """Look at every split, and make the validation split if there is none."""
+    notes = []
+    surveys = {
+        name: survey_rows(name, source.splits[name], layout, columns)
+        for name in ("train", "validation")
+        if name in source.splits
+    }
+    if "validation" not in surveys:
+        found = len(surveys["train"])
+        surveys["train"], surveys["validation"] = split_off(surveys["train"])
+        notes.append(
+            f"There is no validation split: {len(surveys['validation'])} of the {found} train rows became one, chosen by "
+            "a hash of their text; rows with equal inputs were kept together."
+        )
+    if "test" not in source.splits:
+        notes.append("There is no test split: finalists are judged on validation only, which the search has seen.")
+    else:
+        try:
+            surveys["test"] = survey_rows("test", source.splits["test"], layout, columns)
+        except NoLabelsError:
+            notes.append("The test split has no labels and is not used.")
+    return surveys, notes
+
+
+def _reading_note(source: Source, layout: Layout, columns: Mapping[str, str]) -> str:
+    used = ", ".join(role if role == column else f"{role} from {column}" for role, column in columns.items())
+    unused = [name for name in source.splits["train"].column_names if name not in columns.values()]
+    note = f"{source.name} is read as {layout.task}: {used}"
+    if unused:
+        note += f"; not used: {', '.join(unused)}"
+    if layout.task == "causal-lm":
+        note += "; trained on " + {
+            ("messages",): "the turns of the assistant, rendered by the chat template",
+            ("text",): "the whole text and EOS",
+        }.get(layout.roles, "the answer and EOS, a line break between prompt and answer where there is no white space")
+    return note + "."
+
+
+def _check_labels(surveys: Mapping[str, Survey]) -> None:
+    known = set(surveys["train"].labels)
+    for split, survey in surveys.items():
+        at: dict[str, list[int]] = {}
+        for label, position in zip(survey.labels, survey.positions, strict=True):
+            if label not in known:
+                at.setdefault(label, []).append(position + 1)
+        if at:
+            rows = show_rows(sorted(sum(at.values(), [])))
+            raise SourceError(
+                f"data: {split}: {rows} a label that train never has: {', '.join(sorted(at)[:8])}; "
+                "add such rows to train, or remove these"
+            )
+
+
+def _overlap_notes(surveys: Mapping[str, Survey]) -> list[str]:
+    known, notes = set(surveys["train"].inputs), []
+    for split in ("validation", "test"):
+        shared = sum(key in known for key in surveys[split].inputs) if split in surveys else 0
+        if shared:
+            notes.append(f"{shared} of {len(surveys[split])} {split} rows have an input that train has too.")
+    return notes
+
+
+def _check_trained(split: str, table: pa.Table, max_length: int) -> None:
+    """Refuse rows with nothing to learn from."""
+    if "labels" in table.column_names:
+        empty = [all(label == IGNORED for label in labels.as_py()) for labels in table["labels"]]
+    else:
+        empty = [length.as_py() == 0 for length in pc.list_value_length(table["input_ids"])]
+    numbers: Sequence[int] = sorted(row.as_py() for row, none in zip(table["row"], empty, strict=True) if none)
+    if numbers:
+        raise SourceError(
+            f"data: {split}: of the {table.num_rows} rows chosen, {show_rows(numbers)} no token to train on: the answer "
+            f"is empty, or the prompt fills max_length {max_length}; raise --max-length, shorten the prompt, or remove them"
+        )
+
+
+def _max_length(wanted: int, max_positions: int | None, tokenizer: Any) -> int:
+    # The tokenizer's own limit counts too: RoBERTa has 514 positions and takes 512 tokens. Without one it is 1e30.
+    return min(n for n in (wanted, max_positions, int(tokenizer.model_max_length)) if n)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))

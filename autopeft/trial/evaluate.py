@@ -1,0 +1,117 @@
+"""Metrics of a model on held-out data, by the names in `objectives.METRICS`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from autopeft.anatomy import Task
+from autopeft.records import Split
+from autopeft.trial.batches import Batch, evaluation_batches
+from autopeft.trial.prepared import Prepared
+
+_CHUNK_LOGITS = 2**24
+"""Logits turned to fp32 at once: 64 MiB."""
+
+
+def evaluate(
+    model: nn.Module,
+    prepared: Prepared,
+    split: Split,
+    *,
+    task: Task | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Measure a model on a split; its train or eval mode is as before afterwards.
+
+    Losses are in nats and fp32, whatever the model computes in. A value that is not finite is given as it is.
+
+    Args:
+        model: Called with the tensors of a batch without labels; must return `logits`.
+        task: Must be the task of the data, which is the default.
+        batch_size: Rows a forward pass.
+
+    Returns:
+        For text-classification accuracy, f1_macro, matthews and loss; for causal-lm loss (mean over the answer tokens),
+        perplexity, bits_per_byte and token_accuracy.
+
+    Raises:
+        SourceError: If there is no such split.
+    """
+    assert task in (None, prepared.task), f"{task} on data for {prepared.task}"
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    measure = _measure_classes if prepared.task == "text-classification" else _measure_answers
+    try:
+        with torch.inference_mode():
+            return measure(model, prepared, split, batch_size, device)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _measure_classes(
+    model: nn.Module, prepared: Prepared, split: Split, batch_size: int, device: torch.device | str
+) -> dict[str, float]:
+    nats, truth, said = 0.0, [], []
+    for batch in evaluation_batches(prepared, split, batch_size=batch_size):
+        labels, inputs = _on(device, batch)
+        logits = model(**inputs).logits.float()
+        nats += cross_entropy(logits, labels, reduction="sum").item()
+        truth += labels.tolist()
+        said += logits.argmax(-1).tolist()
+    return {
+        "accuracy": float(accuracy_score(truth, said)),
+        "f1_macro": float(f1_score(truth, said, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(truth, said)),
+        "loss": nats / len(truth),
+    }
+
+
+def _measure_answers(
+    model: nn.Module, prepared: Prepared, split: Split, batch_size: int, device: torch.device | str
+) -> dict[str, float]:
+    nats, right, tokens = 0.0, 0, 0
+    keeps = _takes_logits_to_keep(model)
+    for batch in evaluation_batches(prepared, split, batch_size=batch_size):
+        labels, inputs = _on(device, batch)
+        first = int((labels != -100).any(0).nonzero()[0])  # the logits before it predict no answer of any row
+        wanted = labels.shape[1] - first + 1
+        logits = model(**inputs, **({"logits_to_keep": wanted} if keeps else {})).logits
+        # Counted from the end: prompt tuning puts its virtual tokens before the input, and logits come for these too.
+        logits, targets = logits[:, -wanted:-1], labels[:, first:]
+        answer = targets != -100
+        logits, targets = logits[answer], targets[answer]
+        rows = max(1, _CHUNK_LOGITS // logits.shape[-1])
+        for some, wish in zip(logits.split(rows), targets.split(rows), strict=True):
+            nats += cross_entropy(some.float(), wish, reduction="sum").item()
+            right += int((some.argmax(-1) == wish).sum())
+        tokens += len(targets)
+    loss = nats / tokens
+    text_bytes = pc.sum(prepared.split(split)["answer_bytes"]).as_py()
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf if loss == loss else math.nan,
+        "bits_per_byte": nats / math.log(2) / text_bytes if text_bytes else math.nan,
+        "token_accuracy": right / tokens,
+    }
+
+
+def _on(device: torch.device | str, batch: Batch) -> tuple[Tensor, Batch]:
+    moved = {name: tensor.to(device) for name, tensor in batch.items()}
+    return moved.pop("labels"), moved
+
+
+def _takes_logits_to_keep(model: nn.Module) -> bool:
+    """Tell whether the model can leave out the logits of prompts, a large part of the memory of an evaluation."""
+    wrapped: Any = model
+    base = wrapped.get_base_model() if "get_base_model" in dir(type(wrapped)) else wrapped
+    return "logits_to_keep" in inspect.signature(base.forward).parameters

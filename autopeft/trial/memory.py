@@ -1,0 +1,56 @@
+"""Peak memory of training: what CUDA counted, or on CPU the storages of all tensors alive in one training step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class StorageTracker(TorchDispatchMode):
+    """Counts the bytes of the tensor storages alive while it is on; `peak_bytes` is the most there were at once.
+
+    A storage is counted once however many views share it, and until it is freed. Process memory (RSS) would count the
+    interpreter, the allocator's slack and whatever earlier trials left.
+    """
+
+    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._alive: dict[int, int] = {}
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        for tensor in resident:
+            self._count(tensor)
+
+    def _count(self, tensor: object) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive or storage.nbytes() == 0:
+            return
+        self._alive[key] = storage.nbytes()
+        self.live_bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.live_bytes -= self._alive.pop(key)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count what it gave."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            self._count(tensor)
+        return out
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Give the tensors of an optimiser's state."""
+    return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]

@@ -1,0 +1,250 @@
+"""The base model: its anatomy without weights, loading it at a bit-width, and a checksum of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from autopeft.anatomy import Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
+from autopeft.errors import SourceError
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+AUTO_CLASSES = {
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "causal-lm": transformers.AutoModelForCausalLM,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a base model comes from and what it is for; JSON both ways through its fields.
+
+    Attributes:
+        path: Folder or hub id.
+        n_labels: Classes of a text-classification task.
+        pad_token_id: The tokenizer's padding, which a classifier on a decoder must know.
+    """
+
+    path: str
+    task: Task
+    n_labels: int = 0
+    pad_token_id: int = 0
+
+
+def load_config(source: ModelSource) -> Any:
+    """Load the model's configuration, set for the task.
+
+    Raises:
+        SourceError: If it cannot be read, or the model has no form for the task.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.path)
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(source.path, error)) from error
+    if source.task == "text-classification":
+        config.num_labels = source.n_labels
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = source.pad_token_id
+    if type(config) not in AUTO_CLASSES[source.task]._model_mapping:
+        raise SourceError(
+            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of"
+        )
+    return config
+
+
+def load_tokenizer(path: str) -> Any:
+    """Load the model's tokenizer, with a padding token.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"tokenizer: {_unreadable(path, error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0]
+    if os.path.exists(path):
+        return f"model: cannot read the folder {path!r}: {first}"
+    return f"model: {path!r} is no folder here, and as a hub id it cannot be loaded: {first}"
+
+
+def read_anatomy(source: ModelSource) -> Anatomy:
+    """Read what a model is made of: built on the meta device, so no weight is loaded.
+
+    Raises:
+        SourceError: If the model cannot be built.
+    """
+    config = load_config(source)
+    with torch.device("meta"):
+        model = AUTO_CLASSES[source.task].from_config(config)
+    head = _head(model, source.task)
+    shapes, norms, places = [], [], []
+    for name, module in model.named_modules():
+        shape = linear_shape(module)
+        if shape is not None and name.partition(".")[0] not in head:
+            shapes.append((name, *shape))
+            places.append(place_of(name))
+        elif is_norm(module):
+            norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
+            places.append(place_of(name))
+    layers = number_layers(place for place in places if place is not None)
+    linears = describe_linears(shapes)
+    return Anatomy(
+        model_type=config.model_type,
+        task=source.task,
+        base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
+        n_layers=1 + max((linear.layer for linear in linears), default=-1),
+        linears=linears,
+        norms=tuple(
+            Norm(name, layers[place.stack, place.index] if (place := place_of(name)) else None, params)
+            for name, params in norms
+        ),
+        prompt=_prompt_shape(config),
+        head=head,
+        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        vocab_size=config.get_text_config().vocab_size,
+        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Give (fan in, fan out) of a linear; GPT-2's Conv1D is one with its weight transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell a normalisation layer: LayerNorm, or any module of its own with "norm" in its class and a weight vector."""
+    if isinstance(module, nn.LayerNorm):
+        return True
+    weight = module._parameters.get("weight")
+    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
+
+
+def _head(model: Any, task: Task) -> dict[str, int]:
+    """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
+    if task != "text-classification":
+        return {}
+    return {
+        name: sum(p.numel() for p in child.parameters())
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    }
+
+
+def _prompt_shape(config: Any) -> PromptShape:
+    """Ask PEFT itself for the shape of a prompt: it reads many names of the same numbers."""
+    from peft import PrefixTuningConfig, PromptTuningConfig
+    from peft.utils import _prepare_prompt_learning_config
+
+    embeddings, prefix = (
+        _prepare_prompt_learning_config(kind(num_virtual_tokens=1, task_type="CAUSAL_LM"), config)
+        for kind in (PromptTuningConfig, PrefixTuningConfig)
+    )
+    # PEFT makes two prompts only for its sequence-to-sequence task, one for the encoder and one for the decoder.
+    return PromptShape(embeddings.token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
+
+
+def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> Any:
+    """Load the frozen base at a bit-width: 32 and 16 are fp32 and bf16, 8 is LLM.int8, 4 is nf4 twice quantised.
+
+    A new task head is drawn from `seed`, so that it is the same in every worker.
+
+    Raises:
+        SourceError: If the weights cannot be read.
+    """
+    config = load_config(source)
+    dtype = torch.float32 if bits == 32 or (device == "cpu" and bits != 16) else torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype, "config": config}
+    if bits in (4, 8):
+        options |= {"quantization_config": quantization(bits, dtype, source), "device_map": {"": device}}
+    torch.manual_seed(seed)
+    try:
+        model = AUTO_CLASSES[source.task].from_pretrained(source.path, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceError(_unreadable(source.path, error)) from error
+    if bits not in (4, 8):
+        model.to(device)
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks weights in eval mode and never back: wrong gradients after.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def quantization(bits: int, compute_dtype: torch.dtype, source: ModelSource) -> Any:
+    """Give the bitsandbytes configuration of a 4- or 8-bit base; a task head stays unquantised."""
+    keep = ["lm_head", "classifier", "score", "pre_classifier", "classification_head"]
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=keep,
+    )
+
+
+def tensors_of(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Give every tensor that the model holds, the scales of quantised weights among them."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters())
+    found |= dict(model.named_buffers())
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        for state in (
+            getattr(weight, "quant_state", None),
+            getattr(getattr(weight, "quant_state", None), "state2", None),
+        ):
+            for field in ("absmax", "code", "offset"):
+                if isinstance(tensor := getattr(state, field, None), torch.Tensor):
+                    found[f"{name}.{'state2.' if state is not getattr(weight, 'quant_state', None) else ''}{field}"] = (
+                        tensor
+                    )
+        for holder, field in ((weight, "SCB"), (getattr(module, "state", None), "SCB")):
+            if isinstance(tensor := getattr(holder, field, None), torch.Tensor):
+                found[f"{name}.{field}"] = tensor
+    return found
+
+
+_CHUNK = 1 << 22
+
+
+def checksum(model: nn.Module) -> str:
+    """Give a checksum of all tensors of a model, order and position included; computed where the tensors are."""
+    total = 0
+    weights: dict[torch.device, torch.Tensor] = {}
+    for name, tensor in sorted(tensors_of(model).items()):
+        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        words = flat[: flat.numel() // 4 * 4].view(torch.int32)
+        if tensor.device not in weights:
+            weights[tensor.device] = torch.arange(1, _CHUNK + 1, device=tensor.device, dtype=torch.int32)
+        at = sum(name.encode())
+        for start in range(0, words.numel(), _CHUNK):
+            chunk = words[start : start + _CHUNK]
+            # Products wrap around in 32 bits, which keeps them exact; the sum is taken in 64.
+            value = int((chunk * weights[tensor.device][: chunk.numel()]).sum(dtype=torch.int64))
+            total = (total * 1_000_003 + value + start + at) % (1 << 64)
+        rest = flat[words.numel() * 4 :]
+        total = (total * 1_000_003 + int(rest.sum()) + flat.numel()) % (1 << 64)
+    return f"{total:016x}"

@@ -1,0 +1,326 @@
+"""What a person sees while a search runs: a live table on a terminal, one plain line an event anywhere else.
+
+Also the short words for a configuration (`describe`) and for a value (`show_value`) that every face uses.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from autopeft.records import Candidate, RunInfo, Scalar, TrialRecord
+from autopeft.units import parse_seconds, show_bytes, show_count, show_percent, show_seconds
+
+FRONT_ROWS = 8
+"""Rows of the front that the live view shows."""
+
+_SHORT = {"rank": "r", "tokens": "tokens", "width": "width"}
+_SPREAD_OVER_KINDS = ("share", "kinds")
+_NOT_IN_A_LABEL = ("alpha", "dropout")
+_LABEL_VALUES = 6
+
+
+def describe(source: TrialRecord | Candidate) -> str:
+    """Give the short label of a configuration.
+
+    >>> describe(Candidate({"method": "lora", "lora.rank[0-1]": 8, "lora.rank[2-3]": 4, "lora.share[query]": 1.0,
+    ...     "lora.share[up]": 0.0, "lora.dora": True, "lr_multiple": 2.0, "bits": 4}))
+    'lora+dora r=8/4 query 4-bit lr*2'
+    """
+    values = source.values if isinstance(source, Candidate) else source.candidate.values
+    plan = None if isinstance(source, Candidate) else source.plan
+    method = values.get("method", plan.method if plan else None)
+    if not isinstance(method, str):
+        return _plain_label(values)
+    own = _grouped({k.removeprefix(f"{method}."): v for k, v in values.items() if k.startswith(f"{method}.")})
+    flags = "".join(f"+{name}" for name, group in own.items() if group == {"": True} and group[""] is True)
+    parts = [one_line(method) + flags]
+    parts += [text for name in sorted(own, key=_label_order) if (text := _own_label(name, own[name]))]
+    bits = values.get("bits", plan.bits if plan else None)
+    if isinstance(bits, int) and bits < 32:
+        parts.append(f"{bits}-bit")
+    multiple = values.get("lr_multiple")
+    if plan is not None:
+        parts.append(f"lr={show_rate(plan.learning_rate)}")
+    elif isinstance(multiple, int | float):
+        parts.append(f"lr*{multiple:.3g}")
+    return " ".join(parts)
+
+
+def show_value(value: float, unit: str) -> str:
+    """Write an objective's value the way people read it.
+
+    >>> show_value(1152, "parameters"), show_value(2**31, "bytes"), show_value(0.91304, ""), show_value(2.5, "nats")
+    ('1,152', '2.00 GiB', '0.913', '2.5 nats')
+    """
+    match unit:
+        case "parameters":
+            return show_count(value)
+        case "bytes":
+            return show_bytes(value)
+        case "s":
+            return show_seconds(value)
+        case _:
+            return f"{value:.4g} {unit}".strip()
+
+
+def show_rate(rate: float) -> str:
+    """Write a learning rate.
+
+    >>> show_rate(0.002), show_rate(0.00128)
+    ('2e-3', '1.3e-3')
+    """
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def one_line(text: object) -> str:
+    """Make text that cannot break out of its line or steer a terminal: control characters become spaces."""
+    return "".join(c if c.isprintable() else " " for c in str(text)).strip()
+
+
+class View(Protocol):
+    """What the search tells whoever watches it; called from one thread."""
+
+    def started(self, info: RunInfo) -> None:
+        """The search begins, or goes on."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def proposed(self, number: int, label: str) -> None:
+        """A trial is on its way to a worker."""
+
+    def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """A trial has ended; `front` is the front with it, best quality first."""
+
+    def closed(self, summary: str) -> None:
+        """The search has ended."""
+
+
+class _Shown:
+    """What both views know: the run's objectives, and how a record reads in one line."""
+
+    def __init__(self) -> None:
+        self.objectives: Sequence[Mapping[str, str]] = ()
+
+    def values(self, record: TrialRecord) -> list[str]:
+        return [show_value(record.values[o["name"]], o["unit"]) for o in self.objectives if o["name"] in record.values]
+
+    def sentence(self, record: TrialRecord) -> str:
+        what = f"trial {record.number} {record.state}"
+        if record.state == "complete":
+            pairs = zip((o["name"] for o in self.objectives), self.values(record), strict=False)
+            return f"{what}: {describe(record)}: {', '.join(f'{name} {shown}' for name, shown in pairs)}"
+        return f"{what}: {describe(record)}: {record.reason or 'no reason given'}"
+
+
+class PlainView:
+    """Prints one line an event; for logs and pipes. A context manager."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._shown = _Shown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Nothing to end."""
+
+    def started(self, info: RunInfo) -> None:
+        """Say what is searched."""
+        self._shown.objectives = info.objectives
+        self._print(f"search for {', '.join(o['name'] for o in info.objectives)}; {_limits(info)}")
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._print(text)
+
+    def proposed(self, number: int, label: str) -> None:
+        """Say what is tried."""
+        self._print(f"trial {number} started: {label}")
+
+    def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """Say how it ended."""
+        best = f"; best so far trial {front[0].number}, {len(front)} on the front" if front else ""
+        self._print(f"{self._shown.sentence(record)}{best}")
+
+    def closed(self, summary: str) -> None:
+        """Print the summary."""
+        for line in summary.splitlines():
+            self._print(line)
+
+    def _print(self, text: str) -> None:
+        # sys.stderr is looked up late: a test or a notebook may have replaced it.
+        stream = self._stream or sys.stderr
+        # A log in ASCII must not end the search because of a model's name.
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(one_line(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+class LiveView:
+    """A table on a terminal that a thread of its own renews, as the main one may be training. A context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self._lock = threading.Lock()
+        self._shown = _Shown()
+        self._began = time.monotonic()
+        self._limits, self._trials, self._seconds = "", 0, 0.0
+        self._running: dict[int, str] = {}
+        self._ended: Counter[str] = Counter()
+        self._front: list[TrialRecord] = []
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def started(self, info: RunInfo) -> None:
+        """Start the clock and take over the limits."""
+        with self._lock:
+            self._shown.objectives, self._limits = info.objectives, _limits(info)
+            self._began = time.monotonic()
+            trials, seconds = info.request.get("trials"), info.request.get("time")
+            self._trials = int(trials) if trials else 0
+            self._seconds = parse_seconds(seconds) if seconds else 0.0
+
+    def note(self, text: str) -> None:
+        """Print it above the table, where it stays."""
+        self._console.print(Text(one_line(text)))
+
+    def proposed(self, number: int, label: str) -> None:
+        """Show it among the running."""
+        with self._lock:
+            self._running[number] = one_line(label)
+
+    def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """Count it, and show the new front."""
+        with self._lock:
+            self._running.pop(record.number, None)
+            self._ended[record.state] += 1
+            self._front = list(front)
+            self._last = one_line(self._shown.sentence(record))
+
+    def closed(self, summary: str) -> None:
+        """Take the table away and leave the summary."""
+        self._live.stop()
+        for line in summary.splitlines():
+            self._console.print(Text(one_line(line)))
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            ended, running, front = Counter(self._ended), dict(self._running), list(self._front)
+            last, elapsed = self._last, time.monotonic() - self._began
+        total = f" of {self._trials}" if self._trials else ""
+        left = f" · {show_seconds(max(0.0, self._seconds - elapsed))} left" if self._seconds else ""
+        counts = [f"{ended['complete']}{total} done", f"{len(running)} running"]
+        counts += [f"{n} {state}" for state, n in sorted(ended.items()) if state != "complete"]
+        head = Text(f"autopeft · {' · '.join(counts)} · {show_seconds(elapsed)} elapsed{left}", style="bold")
+        lines: list[RenderableType] = [head, Text(self._limits, style="dim")]
+        for number, label in list(running.items())[:4]:
+            lines.append(Text(f"  running {number}: {label}", style="cyan", no_wrap=True, overflow="ellipsis"))
+        if last:
+            lines.append(Text(f"  last: {last}", style="dim", no_wrap=True, overflow="ellipsis"))
+        if front:
+            lines.append(self._table(front))
+        return Group(*lines)
+
+    def _table(self, front: Sequence[TrialRecord]) -> Table:
+        more = f", {FRONT_ROWS} best of" if len(front) > FRONT_ROWS else ","
+        table = Table(title=f"the front{more} {len(front)}", title_justify="left", title_style="", expand=False)
+        table.add_column("trial", justify="right")
+        for objective in self._shown.objectives:
+            table.add_column(Text(one_line(objective["name"])), justify="right", no_wrap=True)
+        table.add_column("configuration", overflow="ellipsis", no_wrap=True)
+        for row, record in enumerate(front[:FRONT_ROWS]):
+            cells = [Text(v) for v in (str(record.number), *self._shown.values(record), describe(record))]
+            table.add_row(*cells, style="bold green" if row == 0 else "")
+        return table
+
+
+def make_view(stream: TextIO | None = None) -> LiveView | PlainView:
+    """Give the view that suits a stream (standard error by default): live on a terminal that can, else plain."""
+    console = Console(file=stream or sys.stderr)
+    able = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+    return LiveView(console) if able else PlainView(stream)
+
+
+def _limits(info: RunInfo) -> str:
+    """Say the budget of a run in a line."""
+    base = (info.anatomy or {}).get("base_params")
+    limits = []
+    if info.parameter_limit is not None:
+        share = f" ({show_percent(info.parameter_limit / base)})" if base else ""
+        limits.append(f"at most {show_count(info.parameter_limit)} trainable parameters{share}")
+    if info.memory_limit_bytes is not None:
+        limits.append(f"at most {show_bytes(info.memory_limit_bytes)} of memory")
+    if info.request.get("time"):
+        limits.append(f"at most {one_line(info.request['time'])}")
+    return ", ".join(limits) or "no limits"
+
+
+def _grouped(own: Mapping[str, Scalar]) -> dict[str, dict[str, Scalar]]:
+    """Gather "rank[0-1]" and "rank[2-3]" under "rank": name -> index -> value; the index of a single one is ""."""
+    groups: dict[str, dict[str, Scalar]] = {}
+    for name, value in own.items():
+        base, _, index = name.partition("[")
+        groups.setdefault(base, {})[index.removesuffix("]")] = value
+    return {
+        name: dict(sorted(group.items(), key=lambda item: _first_number(item[0]))) for name, group in groups.items()
+    }
+
+
+def _first_number(index: str) -> tuple[int, str]:
+    first = index.partition("-")[0]
+    return (int(first) if first.isdecimal() else 0, index)
+
+
+def _label_order(name: str) -> tuple[bool, bool, str]:
+    return (name not in _SHORT, name in _SPREAD_OVER_KINDS, name)
+
+
+def _own_label(name: str, group: Mapping[str, Scalar]) -> str:
+    """Say one parameter of a method, or nothing where it is a switch or of little weight."""
+    values = list(group.values())
+    if name in _NOT_IN_A_LABEL or all(isinstance(v, bool) for v in values):
+        return ""
+    if name in _SPREAD_OVER_KINDS:
+        return _kinds_label(group)
+    shown = [_shown(v) for v in values]
+    if name == "layers" and set(values) <= {0, 1}:
+        return (
+            "all layers" if all(values) else f"layers {','.join(one_line(i) for i, v in group.items() if v) or 'none'}"
+        )
+    return f"{_SHORT.get(name, one_line(name))}={shown[0] if len(set(shown)) == 1 else '/'.join(shown)}"
+
+
+def _kinds_label(group: Mapping[str, Scalar]) -> str:
+    if all(v == 1 for v in group.values()):
+        return "all-linear"
+    on = (one_line(kind) + ("" if v == 1 else f"*{_shown(v)}") for kind, v in group.items() if v)
+    return ",".join(on) or "no kind"
+
+
+def _plain_label(values: Mapping[str, Scalar]) -> str:
+    parts = [f"{one_line(name)}={_shown(value)}" for name, value in list(values.items())[:_LABEL_VALUES]]
+    return " ".join(parts + ["…"] * (len(values) > _LABEL_VALUES)) or "(nothing to choose)"
+
+
+def _shown(value: Scalar) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else one_line(value)
