@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autopeft.api import Pick, Result, estimate, load, resume, search
+    from autopeft.api import estimate, load, resume, search
     from autopeft.objectives import Objective, objective
     from autopeft.records import Candidate, Measurement
+    from autopeft.result import Pick, Result
     from autopeft.space import Space
 
 __all__ = [
@@ -32,6 +33,8 @@ _HOMES = {
     "Objective": "objectives",
     "objective": "objectives",
     "Space": "space",
+    "Pick": "result",
+    "Result": "result",
 }
 
 

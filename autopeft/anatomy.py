@@ -75,8 +75,6 @@ class Anatomy:
     prompt: PromptShape
     head: Mapping[str, int]
     dtype_bits: int = 32
-    vocab_size: int = 0
-    max_positions: int | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ class _Sizes:
             for p in space.active(candidate.values)
             if p.size and isinstance(p.domain, Ordinal) and p.name in candidate.values
         }
+        self.base = {p.name: p.base for p in space if p.name in self.values}
         self.levels = {name: values.index(float(candidate[name])) for name, values in self.values.items()}
         # The lowest level that is not "off".
         self.floor = {name: next((i for i, v in enumerate(values) if v > 0), 0) for name, values in self.values.items()}
@@ -30,9 +31,15 @@ class _Sizes:
         changed: dict[str, Scalar] = {name: self.values[name][level] for name, level in levels.items()}
         return Candidate({**self.candidate.values, **changed})
 
-    def lowered(self, by: int) -> dict[str, int]:
-        """All levels lowered alike, none that is on turned off."""
-        return {n: min(level, max(self.floor[n], level - by)) for n, level in self.levels.items()}
+    def lowerings(self) -> Iterator[dict[str, int]]:
+        """Ever smaller levels, none that is on turned off: a parameter's groups alike, one parameter after the other."""
+        levels = dict(self.levels)
+        for family in dict.fromkeys(self.base.values()):
+            members = [name for name in levels if self.base[name] == family]
+            while any(levels[name] > self.floor[name] for name in members):
+                for name in members:
+                    levels[name] = min(levels[name], max(self.floor[name], levels[name] - 1))
+                yield dict(levels)
 
     def can_turn_off(self, name: str) -> bool:
         return self.values[name][0] == 0
@@ -41,8 +48,9 @@ class _Sizes:
 def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> Candidate | None:
     """Give the candidate if it fits, else one that does and keeps the shape of its allocation.
 
-    All sizes are lowered alike, one level at a time; if the smallest still does not fit, sizes are turned off, smallest
-    first; then each is raised again, largest first, as far as the budget allows.
+    The sizes of a parameter are lowered alike, one level at a time, the space's first parameter first; if the smallest
+    still does not fit, sizes are turned off, smallest first; then each is raised again, largest first, as far as the
+    budget allows.
 
     Returns:
         A candidate with ``0 < count(candidate) <= limit``, or None if lowering sizes does not lead to one.
@@ -51,9 +59,7 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
         return candidate
     sizes = _Sizes(space, candidate)
     levels = dict(sizes.levels)
-    deepest = max((level - sizes.floor[name] for name, level in levels.items()), default=0)
-    for by in range(1, deepest + 1):
-        levels = sizes.lowered(by)
+    for levels in sizes.lowerings():
         if count(sizes.at(levels)) <= limit:
             break
     # Ties are broken by the candidate itself, so that no layer is always the first to go.

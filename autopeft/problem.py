@@ -128,8 +128,8 @@ def _tells(value: Scalar) -> bool:
     return value != 0 and value is not False
 
 
-def bind_space(space: Space, anatomy: Anatomy, *, device_bits: tuple[int, ...] = (4, 8, 16, 32)) -> Space:
-    """Bind a space to a model: known methods and settings only, bits up to the checkpoint's own that the device can do.
+def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
+    """Bind a space to a model and a device: known methods and settings only, bits up to the checkpoint's own.
 
     Raises:
         RequestError: Listing every method or setting that does not exist.
@@ -149,8 +149,12 @@ def bind_space(space: Space, anatomy: Anatomy, *, device_bits: tuple[int, ...] =
             faults.append(f"space: {name}: {unknown(name, [*METHODS, *common], what='parameter')}")
     if faults:
         raise RequestError(*faults)
+    for parameter in space:
+        if parameter.cuda_only and not cuda and isinstance(parameter.domain, Choices):
+            rest = [v for v in parameter.domain.values if v not in parameter.cuda_only]
+            space = space.narrow(parameter.name, rest)
     if "bits" in by_name:
-        space = space.narrow("bits", [b for b in device_bits if b <= anatomy.dtype_bits])
+        space = space.narrow("bits", [b for b in (4, 8, 16, 32) if b <= anatomy.dtype_bits])
     usable = [name for name, method in METHODS.items() if anatomy.task in method.tasks]
     space = space.narrow("method", usable)
     return space.bind(anatomy)

@@ -115,6 +115,7 @@ class Measurement(_Plain):
         train_seconds, eval_seconds: Wall time of training and of evaluation.
         metrics: Every metric by name, and anything that a custom objective needs.
         curve: Pairs (step, training loss).
+        base_checksum: Checksum of the frozen base, the same before and after; "" for a custom runner.
     """
 
     quality: float
@@ -129,6 +130,7 @@ class Measurement(_Plain):
     eval_seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
+    base_checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,14 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
     return request
 
 
+_DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
+
+
+def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the defaults of the embedded model and data, which end in a few minutes on two cores; else none."""
+    return dict(_DEMO) if fields.get("model") is None and fields.get("data") is None else {}
+
+
 def read_request(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchRequest:
     """Read a request from YAML; `overrides` (from the command line) win.
 

@@ -91,6 +91,7 @@ class Parameter:
         when: Other parameter -> values for which this one exists.
         per: What it is repeated over; empty once bound.
         size: Whether the number of trained parameters grows with it: such a parameter is lowered to fit a budget.
+        cuda_only: Choices that are left out where there is no CUDA device.
         base: Name before binding.
     """
 
@@ -100,6 +101,7 @@ class Parameter:
     when: Mapping[str, tuple[Scalar, ...]]
     per: tuple[Per, ...] = ()
     size: bool = False
+    cuda_only: tuple[Scalar, ...] = ()
     base: str = ""
 
 

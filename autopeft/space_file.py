@@ -32,6 +32,7 @@ class ParameterFile(BaseModel):
     when: dict[str, list[Scalar]] = Field(default_factory=dict)
     per: Per | list[Per] | None = None
     size: bool = False
+    cuda_only: list[Scalar] = Field(default_factory=list)
 
 
 class SpaceFile(BaseModel):
@@ -60,9 +61,16 @@ def load_space(name_or_file: str) -> Space:
     Raises:
         RequestError: Listing every fault of the file.
     """
-    fields = _read(name_or_file, ())
-    fields.pop("inherit", None)
-    return parse_space(fields, where=name_or_file)
+    return parse_space(read_space(name_or_file), where=name_or_file)
+
+
+def read_space(name_or_file: str) -> dict[str, Any]:
+    """Read the fields of a space with all that it inherits, unchecked.
+
+    Raises:
+        RequestError: If a file cannot be read, or spaces inherit in a circle.
+    """
+    return {name: value for name, value in _read(name_or_file, ()).items() if name != "inherit"}
 
 
 def _read(name_or_file: str, heirs: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:
@@ -99,7 +107,7 @@ def _inherit(parents: Any, own: Any) -> Any:
     if not isinstance(parents, dict) or not isinstance(own, dict):
         return own
     joined = dict(parents)
-    ranges = ("choices", "ordinal", "low", "high", "log", "integer", "default")
+    ranges = ("choices", "ordinal", "low", "high", "log", "integer", "default", "cuda_only")
     for name, fields in own.items():
         if fields is None:
             joined.pop(name, None)
@@ -139,7 +147,7 @@ def parse_space(fields: Mapping[str, Any], *, where: str = "space") -> Space:
                 continue  # inherited for a method that this space leaves out
             when["method"] = (method,)
         per = (entry.per,) if isinstance(entry.per, str) else tuple(entry.per or ())
-        parameters.append(Parameter(name, domain, default, when, per, entry.size))
+        parameters.append(Parameter(name, domain, default, when, per, entry.size, tuple(entry.cuda_only)))
     start = [s for s in checked.start if not methods or s.get("method", methods[0]) in methods]
     space = Space(
         _ordered(parameters, faults),

@@ -43,8 +43,8 @@ class RunDirectory:
         self.notes: list[str] = []
 
     @classmethod
-    def create(cls, path: Path, request: SearchRequest) -> RunDirectory:
-        """Start a run in a folder that is new or empty.
+    def new(cls, path: Path) -> RunDirectory:
+        """Take a folder that is new or empty for a run; it becomes one with `begin`.
 
         Raises:
             RequestError: If the folder holds anything, or cannot be written.
@@ -57,7 +57,6 @@ class RunDirectory:
             raise RequestError(f"out: {path} is not empty; choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_request(request, path / "request.yaml")
         except OSError as error:
             raise RequestError(f"out: cannot write {path}: {error.strerror}; choose another --out") from None
         return cls(path)
@@ -120,9 +119,7 @@ class RunDirectory:
         data = path.read_bytes()
         whole, _, torn = data.rpartition(b"\n")
         if torn and repair:
-            self.notes.append(
-                "records.jsonl ended in the middle of a line; the torn line was dropped, its trial runs again"
-            )
+            self.notes.append("records.jsonl ended in a torn line; it was dropped, and its trial runs again")
             with path.open("r+b") as file:
                 file.truncate(len(whole) + (1 if whole else 0))
         records: dict[int, TrialRecord] = {}
@@ -143,23 +140,23 @@ class RunDirectory:
             records.setdefault(record.number, record)
         return list(records.values())
 
-    def write_info(self, info: RunInfo) -> None:
-        """Write run.json."""
+    def begin(self, request: SearchRequest, info: RunInfo) -> None:
+        """Write run.json, then request.yaml: with that the folder is a run that can be resumed."""
         replace_file(self.path / "run.json", json.dumps(info.to_dict(), ensure_ascii=False, indent=1))
+        write_request(request, self.path / ".request.yaml.partial")
+        (self.path / ".request.yaml.partial").replace(self.path / "request.yaml")
 
-    def read_info(self) -> RunInfo | None:
-        """Read run.json; None if the run was stopped before it was written.
+    def read_info(self) -> RunInfo:
+        """Read run.json.
 
         Raises:
             DamagedRunError: If it cannot be read, or is of another schema.
         """
         path = self.path / "run.json"
-        if not path.exists():
-            return None
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             info = RunInfo.from_dict({**data, "objectives": tuple(data["objectives"])})
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedRunError(f"{path} is damaged ({error}); restore it, or start a new run") from None
         if info.schema != SCHEMA_VERSION:
             raise DamagedRunError(f"{path} has schema {info.schema}, this autopeft reads {SCHEMA_VERSION}")

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from autopeft.anatomy import KINDS
 from autopeft.records import Candidate, RunInfo, Scalar, TrialRecord
 from autopeft.units import parse_seconds, show_bytes, show_count, show_percent, show_seconds
 
@@ -313,8 +314,16 @@ def _own_label(name: str, group: Mapping[str, Scalar]) -> str:
 def _kinds_label(group: Mapping[str, Scalar]) -> str:
     if all(v == 1 for v in group.values()):
         return "all-linear"
-    on = (one_line(kind) + ("" if v == 1 else f"*{_shown(v)}") for kind, v in group.items() if v)
-    return ",".join(on) or "no kind"
+    order = sorted(group, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
+    by_share: dict[Scalar, list[str]] = {}
+    for kind in order:
+        by_share.setdefault(group[kind], []).append(one_line(kind))
+    on = [_times(",".join(kinds), v, len(kinds)) for v, kinds in by_share.items() if v]
+    return "+".join(on) or "no kind"
+
+
+def _times(kinds: str, share: Scalar, count: int) -> str:
+    return kinds if share == 1 else f"{f'({kinds})' if count > 1 else kinds}*{_shown(share)}"
 
 
 def _plain_label(values: Mapping[str, Scalar]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import deque
@@ -27,10 +28,12 @@ class Board:
     Args:
         capacity: Most units under way at once.
         max_restarts: How many deaths of its worker a unit survives.
+        silence_seconds: How long after the last `heard` nobody is believed to be there any more.
     """
 
-    def __init__(self, capacity: int = 1, max_restarts: int = 0) -> None:
-        self._capacity, self._max_restarts = capacity, max_restarts
+    def __init__(self, capacity: int = 1, max_restarts: int = 0, silence_seconds: float = math.inf) -> None:
+        self._capacity, self._max_restarts, self._silence_seconds = capacity, max_restarts, silence_seconds
+        self._heard = time.monotonic()
         self._changed = threading.Condition()
         self._queue: deque[_Ticket] = deque()
         self._under_way: dict[str, _Ticket] = {}
@@ -52,7 +55,7 @@ class Board:
             AutopeftError: If nobody takes units any more.
         """
         with self._changed:
-            self._refuse_if_ended()
+            self.check()
             self._queue.append(_Ticket(unit))
             self._changed.notify_all()
 
@@ -62,13 +65,15 @@ class Board:
         Raises:
             AutopeftError: If work units are left and nobody is there to run them.
         """
+        deadline = time.monotonic() + timeout_seconds
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._outcomes or self._ended is not None or not (self._queue or self._under_way),
-                timeout_seconds,
-            )
-            if not self._outcomes and (self._queue or self._under_way):
-                self._refuse_if_ended()
+            while not self._outcomes and (self._queue or self._under_way):
+                if time.monotonic() - self._heard > self._silence_seconds:
+                    self._ended = self._ended or f"no sign of life for {self._silence_seconds:.0f} s"
+                self.check()
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
+                self._changed.wait(min(left, 1.0))
             outcomes, self._outcomes = self._outcomes, []
             return outcomes
 
@@ -80,7 +85,12 @@ class Board:
             self._under_way.clear()
             self._changed.notify_all()
 
-    def _refuse_if_ended(self) -> None:
+    def check(self) -> None:
+        """Raise if nobody takes units any more.
+
+        Raises:
+            AutopeftError: Then.
+        """
         if self._ended is not None or self.closed:
             left = len(self._queue) + len(self._under_way)
             raise AutopeftError(
@@ -91,12 +101,10 @@ class Board:
     # --- Tune's side ---
 
     def take(self, key: str) -> str | None:
-        """Give the next work unit as JSON, to be named `key` from now on; None when there is none, or no room.
+        """Give the next work unit as JSON, named `key` from now on; None if there is none, no room, or an end.
 
         Blocks only while nothing at all is under way: then Tune's loop has no event to miss, and would otherwise
         sleep for a whole second before it asks again.
-
-        None as well once the board is closed.
         """
         self.asked.set()
         with self._changed:
@@ -133,8 +141,13 @@ class Board:
                 )
             self._changed.notify_all()
 
+    def heard(self) -> None:
+        """Note a sign of life."""
+        self._heard = time.monotonic()
+
     def end(self, reason: str) -> None:
         """Say that no unit will be taken any more."""
         with self._changed:
             self._ended = reason
             self._changed.notify_all()
+        self.asked.set()

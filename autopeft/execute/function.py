@@ -61,9 +61,9 @@ def entry_of(function: TrainFunction) -> str:
         RequestError: If it cannot: a lambda, a function within a function, a method of an object, or something
             that was typed into a shell.
 
-    >>> import os.path
-    >>> entry_of(os.path.join)
-    'posixpath:join'
+    >>> import json
+    >>> entry_of(json.dumps)
+    'json:dumps'
     """
     name = getattr(function, "__qualname__", None)
     module = getattr(function, "__module__", None)

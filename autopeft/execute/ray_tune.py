@@ -1,41 +1,50 @@
 """Runs work units on Ray Tune: one unit is one Tune trial, on an actor that keeps its runner between units.
 
-Tune places, isolates and counts deaths; it decides nothing, and its own results, loggers and snapshots are off.
+Tune places and isolates; it decides nothing, and its own results, loggers and snapshots are off.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import math
 import os
 import shutil
-import sys
+import socket
 import tempfile
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray._private import ray_constants
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray._private import worker as ray_worker
+from ray._private.services import canonicalize_bootstrap_address
 
 from autopeft.errors import AutopeftError, RequestError
 from autopeft.execute.board import Board
-from autopeft.execute.protocol import Runner, make_runner, run_isolated
-from autopeft.records import Measurement, Outcome, WorkerSpec, WorkUnit
+from autopeft.execute.tune_hooks import (
+    KeepActors,
+    StopWhenClosed,
+    UnitSearcher,
+    UnitTrainable,
+    Watch,
+    trial_name,
+    worker_config,
+)
+from autopeft.records import Outcome, WorkerSpec, WorkUnit
 
+_CONNECT_SECONDS = 10.0
 _JOIN_SECONDS = 15.0
+_PULSE_SECONDS = 2.0
+_SILENCE_SECONDS = 25.0  # with the time to close, less than the 60 s after which Ray exits a driver without a head
 _OBJECT_STORE_BYTES = 128 * 2**20  # only small dicts travel; Ray would reserve 30% of the memory
-_in_worker = False
 
 
 class RayTuneExecutor:
@@ -51,6 +60,7 @@ class RayTuneExecutor:
 
     Raises:
         RequestError: If the cluster cannot be reached, or can never place a worker.
+        AutopeftError: If Tune does not come up.
     """
 
     def __init__(
@@ -64,24 +74,24 @@ class RayTuneExecutor:
         max_restarts: int = 2,
         startup_timeout_seconds: float = 120,
     ) -> None:
-        if _in_worker:
+        if UnitTrainable.in_worker:
             raise RequestError(
                 "executor: a search was started while a worker imported its runner; put the part of the script that "
                 'starts the search under `if __name__ == "__main__":`'
             )
         self.capacity = workers
-        self._board = Board(capacity=workers, max_restarts=max_restarts)
-        self._watch = _Watch(self._board)
+        self._spec, self._cpus, self._gpus = spec, cpus_per_worker, gpus_per_worker
+        self._board = Board(workers, max_restarts, silence_seconds=_SILENCE_SECONDS)
+        self._watch = Watch(self._board)
         self._folder = Path(tempfile.mkdtemp(prefix="autopeft-"))
         self._session: Path | None = None  # of an own local Ray
         self._connected = False
-        self._thread = threading.Thread(
-            target=self._fit, args=(spec, cpus_per_worker, gpus_per_worker), name="ray-tune", daemon=True
-        )
+        self._undo = ExitStack()
+        self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)
         atexit.register(self.close)
         try:
-            self._connect(address, cpus=math.ceil(workers * cpus_per_worker))
-            self._refuse_impossible(cpus_per_worker, gpus_per_worker)
+            self._connect(address)
+            self._refuse_impossible()
             # Tune reads these before it asks for the first unit, and never again.
             with _set_meanwhile(
                 os.environ,
@@ -94,8 +104,11 @@ class RayTuneExecutor:
             ):
                 self._thread.start()
                 asked = self._board.asked.wait(startup_timeout_seconds)
+            self._board.check()
             if not asked:
                 raise AutopeftError(f"executor: Ray Tune did not come up within {startup_timeout_seconds:g} s")
+            self._board.heard()
+            threading.Thread(target=self._pulse, name="ray-pulse", daemon=True).start()
         except BaseException:
             self.close()
             raise
@@ -126,28 +139,27 @@ class RayTuneExecutor:
         if self._connected:
             self._connected = False
             ray.shutdown()
+        self._undo.close()
         for folder in (self._folder, self._watch.folder, self._session):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _connect(self, address: str | None, *, cpus: int) -> None:
-        if address is not None and address.startswith("ray://"):
-            raise RequestError(
-                f"ray_address: {address!r} is a Ray Client address; start the search on a machine of the cluster and "
-                "give 'auto' or host:port"
-            )
+    def _connect(self, address: str | None) -> None:
         if ray.is_initialized():  # the caller's connection: used as it is, and left to the caller
             connected = ray.get_runtime_context().gcs_address
             if address not in (None, "auto", connected):
                 raise RequestError(f"ray_address: {address!r}, but this process is connected to {connected!r} already")
             return
+        # Ray prints a page to stdout for every dead worker, whatever the log level.
+        self._undo.enter_context(_set_meanwhile(vars(ray_worker), print_to_stdstream=_print_nothing))
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is not None:
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise RequestError(f"ray_address: no Ray cluster answers at {address!r}: {error}") from error
+            found = _find_cluster(address)
             self._connected = True
+            try:
+                ray.init(address=found, **quiet)
+            except (OSError, RuntimeError, ValueError) as error:  # for one, a cluster with other versions
+                raise RequestError(f"ray_address: cannot join the cluster at {address!r}: {error}") from error
             return
         # Under `uv run`, Ray would upload the working directory and build the environment again for every worker.
         with (
@@ -157,59 +169,71 @@ class RayTuneExecutor:
             self._connected = True
             context = ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=math.ceil(self.capacity * self._cpus),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
         self._session = Path(context.address_info["session_dir"])
 
-    def _refuse_impossible(self, cpus: float, gpus: float) -> None:
+    def _refuse_impossible(self) -> None:
         """Refuse what would stay pending for ever: more than any node has, or than our own local Ray has in all."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = 0
-        for node in nodes:
-            fits = [node.get(kind, 0) // need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
-            room += int(min(fits, default=self.capacity))
+        room = self._room()
         if room >= self.capacity or (room and self._session is None):  # a shared cluster may be busy now, or may grow
             return
-        has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        nodes = _alive()
         if room:
             fault = f"workers: {self.capacity}, but there is room for {room}"
-        elif gpus > max(node.get("GPU", 0) for node in nodes):
-            fault = f"gpus_per_worker: {gpus:g}, which no machine has"
+        elif self._gpus > max((node.get("GPU", 0) for node in nodes), default=0):
+            fault = f"gpus_per_worker: {self._gpus:g}, which no machine has"
         else:
-            fault = f"cpus_per_worker: {cpus:g}, which no machine has"
-        raise RequestError(f"{fault}; Ray sees {has}")
+            together = f" together with gpus_per_worker: {self._gpus:g}" if self._gpus else ""
+            fault = f"cpus_per_worker: {self._cpus:g}{together}, which no machine has"
+        has = "; ".join(f"CPU {node.get('CPU', 0):g}, GPU {node.get('GPU', 0):g}" for node in nodes)
+        raise RequestError(f"{fault}; Ray sees {len(nodes)} machine(s): {has}")
 
-    def _fit(self, spec: WorkerSpec, cpus: float, gpus: float) -> None:
+    def _room(self) -> int:
+        """Count the workers that the cluster could hold if nothing else ran there."""
+        needs = [(kind, need) for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)) if need > 0]
+        room = 0
+        for node in _alive():
+            # The little more is for fractions: 1 // 0.1 is 9.
+            room += min((int(node.get(kind, 0) / need + 1e-6) for kind, need in needs), default=self.capacity)
+        return room
+
+    def _pulse(self) -> None:
+        """Tell the board that Ray lives, as long as it does; Tune waits for ever for a unit on a dead machine."""
+        while not self._board.closed:
+            try:
+                here = ray.get_runtime_context().get_node_id()
+                if any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()) and self._room():
+                    self._board.heard()
+            except Exception:  # noqa: BLE001 - whatever it is, it is no sign of life
+                pass
+            time.sleep(_PULSE_SECONDS)
+
+    def _fit(self) -> None:
         """Run Tune until the board is closed; the body of the background thread."""
         reason, log = "Tune has ended", logging.getLogger("ray.tune")
         level = log.level
-        log.setLevel(logging.CRITICAL)  # what it reports as errors (deaths, an end before all trials) comes as outcomes
+        log.setLevel(logging.CRITICAL)  # what it logs as errors (deaths, an end before all trials) comes as outcomes
         try:
             tune.Tuner(
-                tune.with_resources(_UnitTrainable, {"cpu": cpus, "gpu": gpus}),
-                # As JSON text, for Tune would search plain values for its own keywords ("grid_search", "eval").
-                param_space={
-                    "spec": json.dumps(spec.to_dict()),
-                    "threads": max(1, int(cpus)),
-                    "folder": os.getcwd(),
-                    "path": json.dumps([entry for entry in sys.path if entry]),
-                },
+                tune.with_resources(UnitTrainable, {"cpu": self._cpus, "gpu": self._gpus}),
+                param_space=worker_config(self._spec, threads=max(1, int(self._cpus))),
                 tune_config=tune.TuneConfig(
-                    search_alg=_UnitSearcher(self._board),
-                    scheduler=_KeepActors(self.capacity),
+                    search_alg=UnitSearcher(self._board),
+                    scheduler=KeepActors(self.capacity),
                     num_samples=-1,
                     reuse_actors=True,
-                    trial_name_creator=_short_name,
-                    trial_dirname_creator=_short_name,
+                    trial_name_creator=trial_name,
+                    trial_dirname_creator=trial_name,
                 ),
                 run_config=tune.RunConfig(
                     name=f"autopeft-{uuid.uuid4().hex[:12]}",
                     storage_path=str(self._folder),
                     callbacks=[self._watch],
-                    stop=_StopWhenClosed(self._board),
+                    stop=StopWhenClosed(self._board),
                     # The board restarts units: Tune would wait for ever for one whose actor died while idle.
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -223,126 +247,29 @@ class RayTuneExecutor:
             self._board.end(reason)
 
 
-class _UnitTrainable(tune.Trainable):  # type: ignore[misc]
-    """A worker: one unit a trial, one runner over all trials."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        global _in_worker
-        _in_worker = True
-        # Before torch is loaded, which reads it then; Ray sets it as well, but leaves a value inherited from a shell.
-        os.environ["OMP_NUM_THREADS"] = str(config["threads"])
-        sys.path.extend(entry for entry in json.loads(config["path"]) if entry not in sys.path)
-        self._runner = _ResidentRunner(WorkerSpec.from_dict(json.loads(config["spec"])))
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        return True
-
-    def step(self) -> dict[str, Any]:
-        # Tune moved into the trial's own folder; here a relative path means what it means in the driver.
-        if os.path.isdir(self.config["folder"]):
-            os.chdir(self.config["folder"])
-        outcome = run_isolated(self._runner, WorkUnit.from_dict(json.loads(self.config["unit"])))
-        return {"outcome": json.dumps(outcome.to_dict()), "done": True}
+def _find_cluster(address: str) -> str:
+    """Resolve "auto", and make sure that somebody answers: Ray itself would wait for ever."""
+    if address.startswith("ray://"):
+        raise RequestError(
+            f"ray_address: {address!r} is a Ray Client address; start the search on a machine of the cluster and give "
+            "'auto' or host:port"
+        )
+    try:
+        found = str(canonicalize_bootstrap_address(address))
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"ray_address: no Ray cluster answers at {address!r}: {error}") from error
+    return found
 
 
-class _ResidentRunner:
-    """Makes the real runner at its first unit, so that a fault in making it is a unit's outcome, not a dead actor."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._spec = spec
-        self._runner: Runner | None = None
-
-    def run(self, unit: WorkUnit) -> Measurement:
-        if self._runner is None:
-            self._runner = make_runner(self._spec)
-        return self._runner.run(unit)
+def _alive() -> list[dict[str, float]]:
+    """List what each living machine of the cluster has, in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-class _UnitSearcher(Searcher):  # type: ignore[misc]
-    """What Tune asks for the next configuration: the next unit."""
-
-    def __init__(self, board: Board) -> None:
-        super().__init__()
-        self._board = board
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._board.closed:
-            return str(self.FINISHED)
-        unit = self._board.take(trial_id)
-        return {"unit": unit} if unit else None
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `_Watch` hears of it as well, and with the trial itself."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state worth keeping is the study's."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-
-class _Watch(tune.Callback):  # type: ignore[misc]
-    """Brings outcomes and deaths from Tune to the board, and knows the actors."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._actors: dict[str, Any] = {}
-        self.folder: Path | None = None
-
-    def __reduce__(self) -> tuple[type[_Watch], tuple[Board]]:
-        return _Watch, (self._board,)
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.folder = Path(trial.local_experiment_path).parent
-        actor = trial.temporary_state.ray_actor
-        self._actors[actor._actor_id.hex()] = actor
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if "outcome" in trial.last_result:
-            self._board.finish(trial.trial_id, Outcome.from_dict(json.loads(trial.last_result["outcome"])))
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._board.lose(trial.trial_id, str(trial.get_error() or ""))
-
-    def kill_all(self) -> None:
-        """Kill every actor seen so far; the dead ones do not mind."""
-        while self._actors and ray.is_initialized():
-            ray.kill(self._actors.popitem()[1])
-
-
-class _StopWhenClosed(tune.Stopper):  # type: ignore[misc]
-    """Ends Tune when the board is closed."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._board.closed
-
-
-class _KeepActors(FIFOScheduler):  # type: ignore[misc]
-    """First in, first out; and tells Tune to keep as many idle actors as there are workers.
-
-    By itself Tune keeps one idle actor: with two workers that finish together it would throw one away, with its model.
-    """
-
-    def __init__(self, workers: int) -> None:
-        super().__init__()
-        self._missing = workers
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if self._missing:
-            cache = tune_controller._tune_controller._actor_cache
-            cache.increase_max(trial.placement_group_factory, self._missing)
-            self._missing = 0
-
-
-def _short_name(trial: Trial) -> str:
-    return str(trial.trial_id)
+def _print_nothing(*_args: Any, **_kwargs: Any) -> None:
+    pass
 
 
 @contextmanager
@@ -352,6 +279,6 @@ def _set_meanwhile(names: MutableMapping[str, Any], **values: Any) -> Iterator[N
     try:
         yield
     finally:
-        for name in values:
-            names.pop(name, None)
         names.update(before)
+        for name in values.keys() - before.keys():
+            names.pop(name, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from autopeft.errors import TrialError
+from autopeft.errors import SourceError, TrialError
 from autopeft.records import AdapterPlan
+from autopeft.trial.model import ModelSource, load_base
+
+# PEFT wraps norms like any module and says so each time; transformers deprecates a flag that PEFT still reads.
+warnings.filterwarnings("ignore", message="Unsupported layer type")
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+ABOUT = "autopeft.json"
+"""File beside the adapter that says on which base it goes."""
 
 PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
@@ -85,7 +95,7 @@ class Resident:
             if isinstance(module, AuxiliaryTrainingWrapper):
                 inner = module.original_module
             elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
-                inner = module.get_base_layer()
+                inner = BaseTunerLayer.get_base_layer(module)
             if inner is None or not name:
                 continue
             parent, _, leaf = name.rpartition(".")
@@ -123,7 +133,27 @@ def check_realised(adapted: PeftModel, plan: AdapterPlan, *, head_params: int) -
         )
 
 
-def save_adapter(adapted: PeftModel, folder: Path) -> int:
-    """Save the adapter so that `PeftModel.from_pretrained` loads it; returns the bytes written."""
+def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
+    """Load a saved adapter on its base, at the bits that it was trained on, ready for use.
+
+    Raises:
+        SourceError: If the folder holds no adapter of ours, or its base cannot be read.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error})") from None
+    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
+    base = load_base(source, bits=about["bits"], device=device, seed=about["head_seed"])
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def save_adapter(adapted: PeftModel, folder: Path, *, about: Mapping[str, Any]) -> int:
+    """Save the adapter so that `PeftModel.from_pretrained` loads it; returns the bytes written.
+
+    Args:
+        about: What `load_adapter` has to know: the source's fields, the bits, the seed of the head.
+    """
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
     return sum(path.stat().st_size for path in folder.iterdir())

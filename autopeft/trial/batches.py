@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 """`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)`` or ``(rows, length)``; maybe
 `token_type_ids`. All int64, padded on the right."""
 
-_IGNORED = -100
+_IGNORED = -100  # as in `tokens`, which workers do not load
 
 
 def train_batch(prepared: Prepared, step: int, *, batch_size: int, seed: int, multiple_of: int = 1) -> Batch:
@@ -38,13 +38,23 @@ def train_batch(prepared: Prepared, step: int, *, batch_size: int, seed: int, mu
     return collate(prepared.train, indices, pad_id=prepared.pad_id, multiple_of=multiple_of)
 
 
-def evaluation_batches(prepared: Prepared, split: Split, *, batch_size: int, multiple_of: int = 1) -> Iterator[Batch]:
-    """Give all rows of a split, longest first: rows of like length share a batch, so little is padded."""
+def evaluation_batches(
+    prepared: Prepared, split: Split, *, batch_size: int, max_tokens: int = 4096, multiple_of: int = 1
+) -> Iterator[Batch]:
+    """Give all rows of a split, longest first: rows of like length share a batch, so little is padded.
+
+    Args:
+        batch_size: Most rows of a batch.
+        max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
+            short ones; a longer row is a batch of its own.
+    """
     table = prepared.split(split)
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
     order = np.argsort(-lengths, kind="stable").tolist()
-    for start in range(0, len(order), batch_size):
-        yield collate(table, order[start : start + batch_size], pad_id=prepared.pad_id, multiple_of=multiple_of)
+    while order:
+        rows = min(batch_size, max(1, max_tokens // int(lengths[order[0]])))
+        yield collate(table, order[:rows], pad_id=prepared.pad_id, multiple_of=multiple_of)
+        order = order[rows:]
 
 
 def collate(table: pa.Table, indices: Sequence[int], *, pad_id: int, multiple_of: int = 1) -> Batch:

@@ -26,6 +26,12 @@ from autopeft.trial.selection import (
 )
 from autopeft.trial.tokens import IGNORED, encode_answers, encode_classes
 
+_TRAINED_ON: Mapping[tuple[str, ...], str] = {
+    ("messages",): "the turns of the assistant, rendered by the chat template",
+    ("text",): "the whole text and EOS",
+}
+_TRAINED_ON_ANSWER = "the answer and EOS, a line break between prompt and answer where there is no white space"
+
 
 def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_positions: int | None) -> Prepared:
     """Read the data of a request and tokenise what a search reads of it.
@@ -104,8 +110,8 @@ def _survey(source: Source, layout: Layout, columns: Mapping[str, str]) -> tuple
         found = len(surveys["train"])
         surveys["train"], surveys["validation"] = split_off(surveys["train"])
         notes.append(
-            f"There is no validation split: {len(surveys['validation'])} of the {found} train rows became one, chosen by "
-            "a hash of their text; rows with equal inputs were kept together."
+            f"There is no validation split: {len(surveys['validation'])} of the {found} train rows became one, chosen "
+            "by a hash of their text; rows with equal inputs were kept together."
         )
     if "test" not in source.splits:
         notes.append("There is no test split: finalists are judged on validation only, which the search has seen.")
@@ -124,10 +130,7 @@ def _reading_note(source: Source, layout: Layout, columns: Mapping[str, str]) ->
     if unused:
         note += f"; not used: {', '.join(unused)}"
     if layout.task == "causal-lm":
-        note += "; trained on " + {
-            ("messages",): "the turns of the assistant, rendered by the chat template",
-            ("text",): "the whole text and EOS",
-        }.get(layout.roles, "the answer and EOS, a line break between prompt and answer where there is no white space")
+        note += "; trained on " + _TRAINED_ON.get(layout.roles, _TRAINED_ON_ANSWER)
     return note + "."
 
 
@@ -139,7 +142,7 @@ def _check_labels(surveys: Mapping[str, Survey]) -> None:
             if label not in known:
                 at.setdefault(label, []).append(position + 1)
         if at:
-            rows = show_rows(sorted(sum(at.values(), [])))
+            rows = show_rows(sorted(number for numbers in at.values() for number in numbers))
             raise SourceError(
                 f"data: {split}: {rows} a label that train never has: {', '.join(sorted(at)[:8])}; "
                 "add such rows to train, or remove these"
@@ -164,8 +167,9 @@ def _check_trained(split: str, table: pa.Table, max_length: int) -> None:
     numbers: Sequence[int] = sorted(row.as_py() for row, none in zip(table["row"], empty, strict=True) if none)
     if numbers:
         raise SourceError(
-            f"data: {split}: of the {table.num_rows} rows chosen, {show_rows(numbers)} no token to train on: the answer "
-            f"is empty, or the prompt fills max_length {max_length}; raise --max-length, shorten the prompt, or remove them"
+            f"data: {split}: of the {table.num_rows} rows chosen, {show_rows(numbers)} no token to train on: the "
+            f"answer is empty, or the prompt fills max_length {max_length}; raise --max-length, shorten the prompt, "
+            "or remove the row"
         )
 
 

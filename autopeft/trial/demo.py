@@ -27,8 +27,8 @@ CHARACTERS = 240
 """Beginning of a docstring that is kept."""
 
 _SHORTEST = 40  # characters; less says nothing
-_PER_FILE = 6  # docstrings of one file are alike: many files, few of each
-_LARGEST_FILE = 200_000  # bytes; parsing larger ones takes a second each
+_PER_FILE = 16  # docstrings of one file are alike: many files, few of each
+_LARGEST_FILE = 100_000  # bytes; larger ones are slow to parse
 
 # Any library's name is masked in every row, so neither its own name nor a neighbour's tells where a text is from. The
 # words hold names too (PeftModel, ray_remote_args, scikit-learn); "ray" must begin a word, for "array" is none.
@@ -108,9 +108,14 @@ def _docstrings(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             return
-    for node in ast.walk(tree):
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Module | ast.ClassDef):  # functions inside functions are rarely documented
+            nodes.extend(node.body)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = " ".join(_NAMES.sub(_MASK, " ".join((ast.get_docstring(node, clean=False) or "").split())).split())
+            whole = ast.get_docstring(node, clean=False) or ""
+            text = _NAMES.sub(_MASK, " ".join(whole[: 8 * CHARACTERS].split())[: 2 * CHARACTERS])
             if len(text) >= _SHORTEST:
                 yield text[:CHARACTERS].strip()
 

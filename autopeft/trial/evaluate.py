@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from peft import PeftModel
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -37,7 +37,7 @@ def evaluate(
     Args:
         model: Called with the tensors of a batch without labels; must return `logits`.
         task: Must be the task of the data, which is the default.
-        batch_size: Rows a forward pass.
+        batch_size: Most rows of a forward pass; long rows go in smaller batches.
 
     Returns:
         For text-classification accuracy, f1_macro, matthews and loss; for causal-lm loss (mean over the answer tokens),
@@ -112,6 +112,5 @@ def _on(device: torch.device | str, batch: Batch) -> tuple[Tensor, Batch]:
 
 def _takes_logits_to_keep(model: nn.Module) -> bool:
     """Tell whether the model can leave out the logits of prompts, a large part of the memory of an evaluation."""
-    wrapped: Any = model
-    base = wrapped.get_base_model() if "get_base_model" in dir(type(wrapped)) else wrapped
+    base = model.get_base_model() if isinstance(model, PeftModel) else model  # PeftModel's own says **kwargs
     return "logits_to_keep" in inspect.signature(base.forward).parameters

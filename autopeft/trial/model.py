@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from autopeft.anatomy import Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
 from autopeft.errors import SourceError
 
+# bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -30,13 +33,13 @@ class ModelSource:
 
     Attributes:
         path: Folder or hub id.
-        n_labels: Classes of a text-classification task.
+        label_names: Names of the classes of a text-classification task, by index.
         pad_token_id: The tokenizer's padding, which a classifier on a decoder must know.
     """
 
     path: str
     task: Task
-    n_labels: int = 0
+    label_names: tuple[str, ...] = ()
     pad_token_id: int = 0
 
 
@@ -51,7 +54,8 @@ def load_config(source: ModelSource) -> Any:
     except (OSError, ValueError) as error:
         raise SourceError(_unreadable(source.path, error)) from error
     if source.task == "text-classification":
-        config.num_labels = source.n_labels
+        config.id2label = dict(enumerate(source.label_names))
+        config.label2id = {name: i for i, name in config.id2label.items()}
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = source.pad_token_id
     if type(config) not in AUTO_CLASSES[source.task]._model_mapping:
@@ -81,6 +85,19 @@ def _unreadable(path: str, error: Exception) -> str:
     if os.path.exists(path):
         return f"model: cannot read the folder {path!r}: {first}"
     return f"model: {path!r} is no folder here, and as a hub id it cannot be loaded: {first}"
+
+
+def position_limit(path: str) -> int | None:
+    """Give the most tokens that a model can take; None where its configuration sets no limit.
+
+    Raises:
+        SourceError: If the configuration cannot be read.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(path, error)) from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def read_anatomy(source: ModelSource) -> Anatomy:
@@ -117,8 +134,6 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         prompt=_prompt_shape(config),
         head=head,
         dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
-        vocab_size=config.get_text_config().vocab_size,
-        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
     )
 
 

@@ -90,7 +90,7 @@ def fingerprint(tables: Mapping[str, pa.Table], label_names: tuple[str, ...]) ->
     for name, table in tables.items():
         for column in table.column_names:
             values = pa.concat_arrays(table[column].chunks)
-            sha.update(f"\n{name}.{column}:{values.type}\n".encode())
+            sha.update(f"\n{name}.{column}\n".encode())
             if pa.types.is_list(values.type):
                 sha.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
                 values = values.flatten()

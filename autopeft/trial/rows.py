@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import httpx
 import pandas as pd
 from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever HTTP client the hub uses
 
 from autopeft.errors import SourceError
 
@@ -64,12 +65,10 @@ def read_source(data: str) -> Source:
         found = {"train": _read_files([path])}
     else:
         hub_id = _HUB_ID.fullmatch(data)
-        if hub_id is None or _builder(path) is not None:
+        beside = "/" in data and path.parent.is_dir()  # a slip in the name of something here, not an owner at the hub
+        if hub_id is None or beside or _builder(path) is not None:
             raise SourceError(f"data: {data} does not exist; give {ACCEPTED}")
         found = _read_hub(data, hub_id["id"], hub_id["config"])
-    for name, split in found.items():
-        if not len(split):
-            raise SourceError(f"data: the {name} split of {data} has no rows")
     return Source(name=data, splits=found)
 
 
@@ -120,11 +119,18 @@ def _read_files(files: list[Path]) -> Any:
                 "features": datasets.Features({str(column): datasets.Value("string") for column in header}),
                 "keep_default_na": False,
             }
-        return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train", **options)
+        # A path is no pattern, whatever signs are in it.
+        names = [glob.escape(str(file.resolve())) for file in files]
+        loading = datasets.load_dataset_builder(builder, data_files=names, **options)
+        loading.download_and_prepare()
+        if not loading.info.splits["train"].num_examples:  # as_dataset would say that train does not exist
+            raise SourceError(f"data: {', '.join(str(file) for file in files)} has no rows; give {ACCEPTED}")
+        return loading.as_dataset(split="train")
 
 
 def _read_hub(data: str, hub_id: str, config: str | None) -> dict[str, Any]:
-    with _reading(data, f"is neither a file or folder here nor a data set that the hub gave; give {ACCEPTED}"):
+    fault = "is no file or folder here, and the hub gave no data set of that name"
+    with _reading(data, fault, remedy=f"; give {ACCEPTED}"):
         loaded = datasets.load_dataset(hub_id, config)
     found = {}
     for split, names in SPLIT_NAMES.items():
@@ -137,7 +143,7 @@ def _read_hub(data: str, hub_id: str, config: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(what: str, fault: str = "cannot be read") -> Iterator[None]:
+def _reading(what: str, fault: str = "cannot be read", remedy: str = "") -> Iterator[None]:
     """Turn the library's errors into ours, in one line with the innermost cause, and keep its progress bars away."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -148,7 +154,7 @@ def _reading(what: str, fault: str = "cannot be read") -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or [""])[0]
-        raise SourceError(f"data: {what} {fault} ({type(cause).__name__}: {reason})") from error
+        raise SourceError(f"data: {what} {fault} ({type(cause).__name__}: {reason}){remedy}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

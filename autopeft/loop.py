@@ -1,0 +1,183 @@
+"""The search: ask the study, place the work, write down what came of it. It receives all three and decides only when
+to stop."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from autopeft.errors import AllTrialsFailedError, OutOfTimeError
+from autopeft.execute.protocol import Executor
+from autopeft.pareto import front
+from autopeft.problem import Problem
+from autopeft.records import Outcome, TrialRecord, WorkUnit
+from autopeft.search.study import Proposal, Study
+from autopeft.store import RunDirectory, adapter_dir
+from autopeft.units import show_bytes
+from autopeft.view import View, describe
+
+Ending = Literal["trials", "time", "exhausted"]
+
+ENDINGS = {
+    "trials": "all trials are done",
+    "time": "the time is over",
+    "exhausted": "nothing new in the space fits the budget",
+}
+SAME_FAILURES = 5
+"""The search gives up when its first trials, this many, all failed for the same reason."""
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop: after so many trained candidates, counted over all sittings, or so many seconds of this one."""
+
+    trials: int | None
+    seconds: float | None
+
+
+def search(
+    problem: Problem,
+    study: Study,
+    executor: Executor,
+    store: RunDirectory,
+    view: View,
+    *,
+    limits: Limits,
+    steps: int,
+    seed: int,
+    saves_adapters: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Ending:
+    """Search until a limit is reached or nothing new is feasible.
+
+    A record is written before the study is told, so that a kill at any moment loses no result and counts none twice.
+
+    Raises:
+        AllTrialsFailedError: If no trial was complete at the end, or the first ones all failed alike.
+        OutOfTimeError: If the time ran out before one was complete.
+    """
+    start = clock()
+    deadline = math.inf if limits.seconds is None else start + limits.seconds
+    running: dict[int, Proposal] = {}
+    exhausted = False
+
+    def settle(outcome: Outcome) -> None:
+        record = judge(problem, running.pop(outcome.trial), outcome, seed=seed)
+        store.append(record)
+        study.tell(record)
+        points = front(store.records, problem.objectives)
+        if record.state == "complete" and saves_adapters:
+            store.keep_adapters(point.number for point in points)
+        view.finished(record, points)
+        _stop_if_hopeless(store.records)
+
+    while True:
+        while (
+            not exhausted
+            and len(running) < executor.capacity
+            and _may_start(store.records, running, limits, deadline, clock())
+        ):
+            proposal = study.ask()
+            if proposal is None:
+                exhausted = True
+                break
+            running[proposal.number] = proposal
+            executor.submit(work_unit(problem, proposal, steps=steps, seed=seed, saves_adapter=saves_adapters))
+            view.proposed(proposal.number, describe(proposal.candidate))
+        if not running:
+            break
+        for outcome in executor.wait(min(_POLL_SECONDS, max(0.0, deadline - clock()))):
+            settle(outcome)
+        if clock() >= deadline:
+            for number in list(running):
+                settle(Outcome(number, "stopped", reason="the time was over before it was done"))
+            break
+    return _ending(store.records, limits, exhausted=exhausted)
+
+
+def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, saves_adapter: bool) -> WorkUnit:
+    """Make the work unit of a proposal: the whole training, judged on the validation split."""
+    return WorkUnit(
+        trial=proposal.number,
+        candidate=proposal.candidate,
+        steps=steps,
+        seed=seed,
+        plan=problem.plan(proposal.candidate),
+        head_params=problem.anatomy.head_params if problem.anatomy else 0,
+        adapter_dir=adapter_dir(proposal.number) if saves_adapter else "",
+    )
+
+
+def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) -> TrialRecord:
+    """Make the record of a trial: its objectives if it is complete and within the limits, else the reason."""
+    record = TrialRecord(
+        number=proposal.number,
+        state=outcome.state,
+        candidate=proposal.candidate,
+        seed=seed,
+        cost=problem.cost(proposal.candidate),
+        plan=problem.plan(proposal.candidate),
+        measurement=outcome.measurement,
+        reason=outcome.reason,
+        traceback=outcome.traceback,
+        worker=outcome.worker,
+        seconds=outcome.seconds,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    measurement = outcome.measurement
+    if outcome.state != "complete" or measurement is None:
+        return record
+    if problem.memory_limit_bytes is not None and measurement.memory_bytes > problem.memory_limit_bytes:
+        peak, limit = show_bytes(measurement.memory_bytes), show_bytes(problem.memory_limit_bytes)
+        return replace(record, state="infeasible", reason=f"its peak memory, {peak}, is more than {limit}")
+    values = {}
+    for objective in problem.objectives:
+        try:
+            value = float(objective.measure(measurement))
+        except Exception as error:  # noqa: BLE001 - the user's own function: its fault is this trial's
+            why = f"objective {objective.name}: {type(error).__name__}: {error}"
+            return replace(record, state="failed", reason=why)
+        if not math.isfinite(value):
+            return replace(record, state="failed", reason=f"objective {objective.name} is {value}, not a number")
+        values[objective.name] = value
+    return replace(record, values=values)
+
+
+def _trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials that count: those that were trained, whatever came of it."""
+    return [r for r in records if r.state in ("complete", "failed", "infeasible")]
+
+
+def _may_start(
+    records: Sequence[TrialRecord], running: dict[int, Proposal], limits: Limits, deadline: float, now: float
+) -> bool:
+    """Tell whether another trial may start: it would be within the number, and end in time as far as one can tell."""
+    if limits.trials is not None and len(_trained(records)) + len(running) >= limits.trials:
+        return False
+    seconds = [r.seconds for r in records if r.state == "complete"]
+    return now + (statistics.median(seconds) if seconds else 0.0) < deadline
+
+
+def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
+    first = records[:SAME_FAILURES]
+    if len(records) == SAME_FAILURES and all(r.state == "failed" and r.reason == first[0].reason for r in first):
+        why = f"{first[0].reason}\n{first[0].traceback}"
+        raise AllTrialsFailedError(f"the first {SAME_FAILURES} trials failed alike: {why}")
+
+
+def _ending(records: Sequence[TrialRecord], limits: Limits, *, exhausted: bool) -> Ending:
+    if any(r.state == "complete" for r in records):
+        if exhausted:
+            return "exhausted"
+        return "trials" if limits.trials is not None and len(_trained(records)) >= limits.trials else "time"
+    ended = [r for r in records if r.state in ("failed", "infeasible")]
+    if ended:
+        why = f"{ended[0].reason}\n{ended[0].traceback}"
+        raise AllTrialsFailedError(f"all {len(ended)} trials failed; the first: {why}")
+    raise OutOfTimeError("time: it ran out before the first trial was done; raise --time, or lower --steps")

@@ -1,0 +1,72 @@
+"""How to use the recommended configuration: code that loads it, and the adapter's own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+
+from autopeft.records import AdapterPlan, TrialRecord
+from autopeft.report.context import PICKS, Context, Section, fill, pretty
+
+_PLACEHOLDER = "path/to/the/adapter"
+
+
+def usage(context: Context) -> Section:
+    """Show for each pick how it is loaded."""
+    shown: dict[int, TrialRecord] = {record.number: record for record in context.picks.values()}
+    blocks = [
+        {
+            "record": record,
+            "names": context.picks_of(number),
+            "load": f"import autopeft\n\nmodel = autopeft.load({_adapter(context, number)!r})",
+            "peft": peft_code(context, record.plan, _adapter(context, number)) if record.plan else "",
+            "config": pretty(record.plan.config) if record.plan else "",
+            "values": pretty(record.candidate.values),
+        }
+        for number, record in shown.items()
+    ]
+    return Section("How to use it", fill("usage.html.j2", blocks=blocks, titles=PICKS))
+
+
+def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
+    """Write Python that loads an adapter with PEFT alone; "" for a method that PEFT lacks, or an unknown model."""
+    if "peft_type" not in plan.config or context.anatomy is None:
+        return ""
+    name = context.info.model.get("name") or context.info.request.get("model") or "path/to/the/base"
+    classify = context.anatomy.task == "text-classification"
+    auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
+    quantised = plan.bits in (4, 8)
+    arguments = [repr(str(name))]
+    labels = context.info.data.get("labels")
+    if classify and isinstance(labels, Sized) and not isinstance(labels, str):
+        arguments.append(f"num_labels={len(labels)}")
+    arguments.append(f"dtype=torch.{'float32' if plan.bits == 32 else 'bfloat16'}")
+    if quantised:
+        arguments.append(f"quantization_config={_QUANTISED[plan.bits]}")
+    imports = ["AutoTokenizer", auto, *(["BitsAndBytesConfig"] if quantised else [])]
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(sorted(imports))}",
+        "",
+        f"base = {auto}.from_pretrained(",
+        *(f"    {argument}," for argument in arguments),
+        ")",
+        f"model = PeftModel.from_pretrained(base, {adapter!r}).eval()",
+        f"tokenizer = AutoTokenizer.from_pretrained({str(name)!r})",
+    ]
+    return "\n".join(lines)
+
+
+_QUANTISED: Mapping[int, str] = {
+    4: """BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )""",
+    8: "BitsAndBytesConfig(load_in_8bit=True)",
+}
+
+
+def _adapter(context: Context, number: int) -> str:
+    return context.adapter_dirs.get(number, _PLACEHOLDER)

@@ -1,0 +1,69 @@
+"""The words of the report: methods, measures of memory and states, said so that a newcomer understands them."""
+
+from __future__ import annotations
+
+from autopeft.methods import METHODS
+from autopeft.records import AdapterPlan, TrialRecord
+
+_METHODS = {
+    "lora": "adds a small trained matrix product beside chosen linear layers; the rank says how wide it is",
+    "ia3": "trains one scaling factor for each output of chosen linear layers",
+    "ln_tuning": "trains the scale and shift of the model's normalisation layers",
+    "prompt_tuning": "trains a few virtual tokens that stand before every input",
+    "prefix_tuning": "trains keys and values that every layer reads as if they stood before the text",
+    "p_tuning": "trains virtual tokens through a small network",
+}
+
+MEMORY_KINDS = {
+    "cuda_allocated": (
+        "Peak of torch.cuda.max_memory_allocated while training on the GPU: weights, gradients, optimiser state and "
+        "activations. The CUDA context and the allocator's reserve come on top."
+    ),
+    "tensor_storage": (
+        "Peak size of the tensors alive in one training step on the CPU: weights, gradients, optimiser state and "
+        "activations. It was not measured on a GPU, and a process needs more than its tensors."
+    ),
+    "": "As the custom runner gave it; autopeft does not know what it measured.",
+}
+
+STATES = {
+    "complete": "trained and evaluated",
+    "failed": "ended in an error",
+    "infeasible": "did not fit the budget or the memory",
+    "stopped": "stopped before the end",
+    "duplicate": "had been tried before",
+}
+
+
+def method_title(name: str) -> str:
+    """Give the name under which people know a method."""
+    return METHODS[name].title if name in METHODS else name
+
+
+def method_sentence(plan: AdapterPlan) -> str:
+    """Say in words what an adapter does; "" where nothing is known of its method."""
+    words = _METHODS.get(plan.method, "")
+    extras = []
+    if plan.config.get("use_dora"):
+        extras.append("DoRA trains a magnitude beside each")
+    if plan.config.get("use_rslora"):
+        extras.append("scaled by alpha / sqrt(rank)")
+    if plan.bits in (4, 8):
+        extras.append(f"on a base quantised to {plan.bits} bits")
+    return "; ".join([words, *extras]) if words else "; ".join(extras)
+
+
+def is_prompt_method(plan: AdapterPlan) -> bool:
+    """Tell whether a method is not placed on modules of the model at all."""
+    return not plan.sizes and (plan.method not in METHODS or not METHODS[plan.method].reaches_kinds)
+
+
+def method_of(record: TrialRecord) -> str:
+    """Give the method of a record; "" where it has none."""
+    return record.plan.method if record.plan else str(record.candidate.values.get("method", ""))
+
+
+def bits_of(record: TrialRecord) -> int | None:
+    """Give the bits of the frozen base; None where they are unknown."""
+    bits = record.plan.bits if record.plan else record.candidate.values.get("bits")
+    return bits if isinstance(bits, int) else None

@@ -1,0 +1,84 @@
+"""Batches: the shared order of training, padding, and evaluation by length."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+import torch
+
+from autopeft.trial.batches import collate, evaluation_batches, train_batch
+from autopeft.trial.prepared import Prepared, fingerprint
+
+
+def make_prepared(n=10, task="causal-lm") -> Prepared:
+    """Rows of 1 to n tokens; row i holds the tokens i * 100 + j."""
+    ids = [[i * 100 + j for j in range(1 + i * 7 % n)] for i in range(n)]
+    columns = {"row": list(range(1, n + 1)), "input_ids": ids}
+    if task == "causal-lm":
+        columns |= {"labels": [[-100, *row[1:]] for row in ids], "answer_bytes": [len(row) for row in ids]}
+    else:
+        columns |= {"label": [i % 3 for i in range(n)], "token_type_ids": [[1] * len(row) for row in ids]}
+    table = pa.table(columns)
+    tables = {"train": table, "validation": table}
+    return Prepared("x", task, table, table, None, (), 9, 128, {}, (), fingerprint(tables, ()))
+
+
+def rows_of(batch):
+    return [int(ids[0]) // 100 for ids in batch["input_ids"]]
+
+
+def test_every_pass_reads_every_row_once_in_its_own_order():
+    prepared = make_prepared()
+    read = [row for step in range(20) for row in rows_of(train_batch(prepared, step, batch_size=3, seed=1))]
+    assert len(read) == 60
+    passes = [read[i : i + 10] for i in range(0, 60, 10)]
+    assert all(sorted(order) == list(range(10)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 6
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    prepared = make_prepared()
+    late = train_batch(prepared, 7, batch_size=4, seed=3)
+    for step in range(7):
+        train_batch(prepared, step, batch_size=4, seed=3)
+    again = train_batch(prepared, 7, batch_size=4, seed=3)
+    assert all(torch.equal(late[name], again[name]) for name in late)
+    others = [rows_of(train_batch(prepared, 7, batch_size=4, seed=seed)) for seed in range(5)]
+    assert len({tuple(order) for order in others}) > 1
+
+
+def test_a_batch_larger_than_the_data():
+    batch = train_batch(make_prepared(n=3), 0, batch_size=8, seed=0)
+    assert sorted(Counter(rows_of(batch)).values()) == [2, 3, 3]
+
+
+@pytest.mark.parametrize(("multiple_of", "width"), [(1, 8), (8, 8), (5, 10)])
+def test_padding_is_on_the_right_and_masked(multiple_of, width):
+    batch = collate(make_prepared().train, [1, 3], pad_id=9, multiple_of=multiple_of)  # rows of 8 and 2 tokens
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, width)
+    assert batch["attention_mask"].tolist() == [[1] * 8 + [0] * (width - 8), [1] * 2 + [0] * (width - 2)]
+    assert batch["input_ids"][1].tolist() == [300, 301] + [9] * (width - 2)
+    assert batch["labels"][1].tolist() == [-100, 301] + [-100] * (width - 2)
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_classes_have_one_label_a_row_and_token_types():
+    batch = collate(make_prepared(task="text-classification").train, [1, 3], pad_id=0)
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["token_type_ids"].tolist() == batch["attention_mask"].tolist()
+
+
+def test_evaluation_reads_each_row_once_with_little_padding():
+    prepared = make_prepared()
+    batches = list(evaluation_batches(prepared, "validation", batch_size=4))
+    assert sorted(row for batch in batches for row in rows_of(batch)) == list(range(10))
+    assert [batch["input_ids"].shape[1] for batch in batches] == [10, 6, 2]
+
+
+def test_long_rows_go_in_smaller_batches():
+    batches = list(evaluation_batches(make_prepared(), "validation", batch_size=4, max_tokens=12))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [
+        (1, 10), (1, 9), (1, 8), (1, 7), (2, 6), (3, 4), (1, 1),
+    ]  # fmt: skip
