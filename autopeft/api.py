@@ -83,7 +83,7 @@ def _runner_defaults(runner: TrainFunction | str, space: object) -> dict[str, An
     if space is None:
         raise RequestError("space: a custom runner needs a space of its own, as a YAML file or its fields")
     executor = "ray" if isinstance(runner, str) else "local"
-    return {"executor": executor, "budget": None, "objectives": ["quality"]}
+    return {"executor": executor, "budget": "none", "objectives": ["quality"]}
 
 
 def resume(
@@ -154,6 +154,9 @@ def _run(
                 seed=request.seed,
                 saves_adapters=runner is None,
             )
+        except KeyboardInterrupt:
+            view.closed(f"interrupted; nothing is lost: go on by `autopeft resume {run.path}`")
+            raise
         finally:
             executor.close()
             report = _report(run, info, problem.objectives)

@@ -22,6 +22,7 @@ from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
 from autopeft.records import Candidate, RunInfo, WorkerSpec
 from autopeft.request import SearchRequest
+from autopeft.space import Ordinal
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
 from autopeft.units import show_bytes
@@ -72,7 +73,7 @@ def assemble(
     }
     prepared, metric = None, None
     if runner is None:
-        model, anatomy, prepared = _read_sources(request)
+        model, anatomy, prepared = _read_sources(request, reserved=_most_virtual_tokens(space))
         metric = request.metric_for(prepared.task)
         limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
         fields |= {"anatomy": anatomy.to_dict(), "model": model, "data": prepared.card(), "parameter_limit": limit}
@@ -128,7 +129,13 @@ def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Object
     return tuple(brought.get(name) or known[name] for name in request.objectives)
 
 
-def _read_sources(request: SearchRequest) -> tuple[dict[str, Any], Anatomy, Prepared]:
+def _most_virtual_tokens(space: Mapping[str, Any]) -> int:
+    """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
+    domains = [p.domain for p in parse_space(space) if p.name.endswith(".tokens")]
+    return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
+
+
+def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, Any], Anatomy, Prepared]:
     """Read tokenizer, data and anatomy; gives (what the model is, anatomy, prepared data)."""
     # Heavy, and of no use to a custom runner.
     import torch
@@ -139,7 +146,9 @@ def _read_sources(request: SearchRequest) -> tuple[dict[str, Any], Anatomy, Prep
 
     path = request.model or str(demo_model())
     tokenizer = load_tokenizer(path)
-    prepared = prepare(request, tokenizer, task=request.task, max_positions=position_limit(path))
+    positions = position_limit(path)
+    room = None if positions is None else positions - reserved
+    prepared = prepare(request, tokenizer, task=request.task, max_positions=room)
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
     anatomy = read_anatomy(source)
     model = {

@@ -32,7 +32,7 @@ class _Sizes:
         return Candidate({**self.candidate.values, **changed})
 
     def lowerings(self) -> Iterator[dict[str, int]]:
-        """Ever smaller levels, none that is on turned off: a parameter's groups alike, one parameter after the other."""
+        """Give ever smaller levels, none turned off: a parameter's groups alike, one parameter after the other."""
         levels = dict(self.levels)
         for family in dict.fromkeys(self.base.values()):
             members = [name for name in levels if self.base[name] == family]

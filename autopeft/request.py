@@ -16,6 +16,9 @@ from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, p
 
 T = TypeVar("T")
 
+NO_LIMIT = "none"
+"""The budget that is no limit."""
+
 COLUMN_ROLES = (
     "text", "text_pair", "label", "prompt", "completion", "instruction", "input", "output", "messages",
 )  # fmt: skip
@@ -34,7 +37,7 @@ class SearchRequest(BaseModel):
     data: str | None = Field(None, description="file, folder of splits, or hub id; without it the docstring data")
     task: Literal["auto", "text-classification", "causal-lm"] = Field("auto", description="what the model learns")
     columns: dict[str, str] = Field(default_factory=dict, description="role -> name of a column in the data")
-    budget: str | int | None = Field("0.5%", description="most trainable parameters: a share of the model or a count")
+    budget: str | int = Field("0.5%", description="most trainable parameters: a share of the model, a count, or none")
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
     time: str | float | None = Field(None, description="most time of the search, e.g. 30min")
     trials: Annotated[int, Field(ge=1)] | None = Field(None, description="how many candidates to train")
@@ -56,8 +59,12 @@ class SearchRequest(BaseModel):
 
     @field_validator("budget")
     @classmethod
-    def _budget(cls, value: str | int | None) -> str | int | None:
-        return _checked(value, parse_parameter_limit, "write e.g. 0.5%, 2M or 800000")
+    def _budget(cls, value: str | int) -> str | int:
+        return (
+            value
+            if value == NO_LIMIT
+            else _checked(value, parse_parameter_limit, "write e.g. 0.5%, 2M, 800000 or none")
+        )
 
     @field_validator("memory")
     @classmethod
@@ -112,7 +119,7 @@ class SearchRequest(BaseModel):
     @property
     def parameter_limit(self) -> ParameterLimit | None:
         """The parameter budget; None for no limit."""
-        return None if self.budget is None else parse_parameter_limit(self.budget)
+        return None if self.budget == NO_LIMIT else parse_parameter_limit(self.budget)
 
     @property
     def memory_bytes(self) -> int | None:

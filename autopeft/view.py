@@ -1,6 +1,7 @@
 """What a person sees while a search runs: a live table on a terminal, one plain line an event anywhere else.
 
-Also the short words for a configuration (`describe`) and for a value (`show_value`) that every face uses.
+Also the short words for a configuration (`describe`) and for a value (`show_value`) that every face uses; they stay
+here, though the module is long for it, because a view is nothing but these words on a screen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _SHORT = {"rank": "r", "tokens": "tokens", "width": "width"}
 _SPREAD_OVER_KINDS = ("share", "kinds")
 _NOT_IN_A_LABEL = ("alpha", "dropout")
 _LABEL_VALUES = 6
+_LONG = 8  # values of a parameter from which a label only sums them up
 
 
 def describe(source: TrialRecord | Candidate) -> str:
@@ -175,7 +177,6 @@ class LiveView:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
         self._lock = threading.Lock()
         self._shown = _Shown()
         self._began = time.monotonic()
@@ -184,6 +185,15 @@ class LiveView:
         self._ended: Counter[str] = Counter()
         self._front: list[TrialRecord] = []
         self._last = ""
+        # Last, because it renders at once.
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._render,
+            refresh_per_second=4,
+            transient=True,
+            # What goes to a pipe must not be caught and shown on the terminal instead.
+            redirect_stdout=sys.stdout.isatty(),
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -303,23 +313,38 @@ def _own_label(name: str, group: Mapping[str, Scalar]) -> str:
         return ""
     if name in _SPREAD_OVER_KINDS:
         return _kinds_label(group)
-    shown = [_shown(v) for v in values]
     if name == "layers" and set(values) <= {0, 1}:
-        return (
-            "all layers" if all(values) else f"layers {','.join(one_line(i) for i, v in group.items() if v) or 'none'}"
-        )
-    return f"{_SHORT.get(name, one_line(name))}={shown[0] if len(set(shown)) == 1 else '/'.join(shown)}"
+        return _layers_label(group)
+    shown = [_shown(v) for v in values]
+    if len(set(shown)) == 1:
+        mixed = shown[0]
+    elif len(shown) <= _LONG:
+        mixed = "/".join(shown)
+    else:
+        different = sorted(set(values), key=lambda v: (isinstance(v, str), v))
+        mixed = f"{_shown(different[0])}..{_shown(different[-1])}"
+    return f"{_SHORT.get(name, one_line(name))}={mixed}"
+
+
+def _layers_label(group: Mapping[str, Scalar]) -> str:
+    on = [one_line(index) for index, value in group.items() if value]
+    if len(on) == len(group):
+        return "all layers"
+    return f"{len(on)} of {len(group)} layers" if len(on) > _LONG else f"layers {','.join(on) or 'none'}"
 
 
 def _kinds_label(group: Mapping[str, Scalar]) -> str:
-    if all(v == 1 for v in group.values()):
-        return "all-linear"
+    if len(set(group.values())) == 1:
+        share = next(iter(group.values()))
+        return _times("all-linear", share, 1) if share else "no kind"
     order = sorted(group, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
     by_share: dict[Scalar, list[str]] = {}
     for kind in order:
         by_share.setdefault(group[kind], []).append(one_line(kind))
-    on = [_times(",".join(kinds), v, len(kinds)) for v, kinds in by_share.items() if v]
-    return "+".join(on) or "no kind"
+    count = sum(bool(share) for share in group.values())
+    if count > _LONG:
+        return f"{count} of {len(group)} places"
+    return "+".join(_times(",".join(kinds), v, len(kinds)) for v, kinds in by_share.items() if v)
 
 
 def _times(kinds: str, share: Scalar, count: int) -> str:

@@ -126,7 +126,8 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hand on the death of an actor, with what Ray says of it."""
-        self._board.lose(trial.trial_id, str(trial.get_error() or ""))
+        said = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._board.lose(trial.trial_id, said)
 
     def kill_all(self) -> None:
         """Kill every actor seen so far; the dead ones do not mind."""

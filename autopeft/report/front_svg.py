@@ -18,6 +18,7 @@ from autopeft.view import describe, one_line, show_value
 _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 150, 56, 64
 _COLOURS = {"knee": "#c4480a", "best": "#0067a3", "smallest": "#007a5a"}
+_SHORT_UNITS = ("", "parameters", "bytes", "s")
 _CIVIDIS = ((0, 32, 76), (64, 77, 107), (124, 123, 120), (187, 175, 113), (255, 233, 69))
 
 
@@ -42,7 +43,7 @@ class _Scale:
             found = log_ticks(self.low, self.high, most=6)
         else:
             found = _round_ticks(self.low, self.high, _unit_of(self.objective, self.high))
-        return [(self.at(v), show_value(v, self.objective.unit)) for v in found]
+        return [(self.at(v), _number(v, self.objective)) for v in found]
 
 
 def front_svg(info: RunInfo, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> str:
@@ -71,6 +72,11 @@ def front_svg(info: RunInfo, records: Sequence[TrialRecord], objectives: Sequenc
         parts += _legend(context, shade)
     title = f"{context.title_of(vertical)} and {context.title_of(horizontal)} of {len(context.complete)} trials"
     return _page(parts, title)
+
+
+def _number(value: float, objective: Objective) -> str:
+    """Write a value; a unit of the user's own stands in the title instead, as it may be long."""
+    return show_value(value, objective.unit if objective.unit in _SHORT_UNITS else "")
 
 
 def _unit_of(objective: Objective, high: float) -> float:
@@ -124,7 +130,8 @@ def _axes(context: Context, x: _Scale, y: _Scale) -> list[str]:
         (x, f'x="{middle}" y="{_HEIGHT - 18}" text-anchor="middle"'),
         (y, f'x="{_LEFT - 64}" y="{_TOP - 24}"'),
     ):
-        title = f"{context.title_of(scale.objective)} ({better[scale.objective.goal]})"
+        unit = "" if scale.objective.unit in _SHORT_UNITS else f", {scale.objective.unit}"
+        title = f"{context.title_of(scale.objective)}{unit} ({better[scale.objective.goal]})"
         parts.append(f'<text {where} class="title">{_text(title)}</text>')
     return parts
 
@@ -152,7 +159,7 @@ def _legend(context: Context, shade: _Scale) -> list[str]:
         top = _HEIGHT - _BOTTOM - 60 - 12 * step
         parts.append(f'<rect x="{left}" y="{top}" width="14" height="12.5" fill="{_ramp((step + 0.5) / steps)}"/>')
     for value, top in ((shade.low, _HEIGHT - _BOTTOM - 50), (shade.high, _HEIGHT - _BOTTOM - 50 - 12 * (steps - 1))):
-        parts.append(f'<text x="{left + 20}" y="{top}">{_text(show_value(value, shade.objective.unit))}</text>')
+        parts.append(f'<text x="{left + 20}" y="{top}">{_text(_number(value, shade.objective))}</text>')
     title = _text(context.title_of(shade.objective))
     return [*parts, f'<text x="{left}" y="{_HEIGHT - _BOTTOM - 70 - 12 * (steps - 1)}" class="title">{title}</text>']
 

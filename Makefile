@@ -1,0 +1,26 @@
+# The recipes that people, CI and pre-commit run; each is one command that can be read.
+
+.PHONY: install check format test bench docs
+
+install:  ## everything a developer needs
+	pip install -c constraints.txt -e ".[dev]"
+
+check:  ## style, types, layers, and that the docs say what the command line does
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python docs/write_cli.py --check
+
+format:
+	ruff check --fix .
+	ruff format .
+
+test:
+	pytest
+
+bench:  ## how much of a run survives kill -9
+	python benchmarks/kill.py
+
+docs:  ## write docs/cli.md anew from the command line's own help
+	python docs/write_cli.py

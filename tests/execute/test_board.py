@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+import time
+
+import pytest
+from tiny_runner import unit
+
+from autopeft.errors import AutopeftError
+from autopeft.execute.board import Board
+from autopeft.records import Outcome, WorkUnit
+
+
+def done(trial: int) -> Outcome:
+    return Outcome(trial, state="stopped")
+
+
+def test_units_are_handed_out_in_order_and_up_to_capacity() -> None:
+    board = Board(capacity=2)
+    for trial in range(3):
+        board.submit(unit(trial))
+    taken = [board.take(key) for key in "abc"]
+    assert [WorkUnit.from_dict(json.loads(text)).trial for text in taken if text] == [0, 1]
+    board.finish("a", done(0))
+    text = board.take("d")
+    assert text is not None
+    assert WorkUnit.from_dict(json.loads(text)) == unit(2)
+
+
+def test_an_outcome_counts_once() -> None:
+    board = Board(max_restarts=0)
+    board.submit(unit(0))
+    board.take("a")
+    board.finish("a", done(0))
+    board.finish("a", done(0))
+    board.lose("a", "late news")
+    assert board.collect(1) == [done(0)]
+    assert board.collect(1) == []
+
+
+def test_a_lost_unit_comes_first_again_and_then_fails() -> None:
+    board = Board(max_restarts=1)
+    board.submit(unit(0))
+    board.submit(unit(1))
+    for key in "ab":
+        text = board.take(key)
+        assert text is not None
+        assert json.loads(text)["trial"] == 0
+        board.lose(key, "it died in its creation task\nModuleNotFoundError: no module\n")
+    (outcome,) = board.collect(1)
+    assert (outcome.trial, outcome.state) == (0, "failed")
+    assert outcome.reason == "worker died 2 times: ModuleNotFoundError: no module"
+
+
+def test_asking_waits_while_there_is_nothing_at_all() -> None:
+    board = Board()
+    threading.Timer(0.1, board.submit, [unit(0)]).start()
+    assert board.take("a") is not None
+    assert board.take("b") is None  # something is under way: no waiting
+
+
+def test_close_wakes_whoever_asks() -> None:
+    board = Board()
+    threading.Timer(0.1, board.close).start()
+    assert board.take("a") is None
+    with pytest.raises(AutopeftError):
+        board.submit(unit(0))
+
+
+def test_an_end_gives_the_outcomes_that_are_there_and_then_raises() -> None:
+    board = Board(capacity=2)
+    for trial in range(2):
+        board.submit(unit(trial))
+        board.take(str(trial))
+    board.finish("0", done(0))
+    board.end("OSError: gone")
+    assert board.collect(1) == [done(0)]
+    with pytest.raises(AutopeftError, match=r"OSError: gone.*left without a worker: 1"):
+        board.collect(1)
+
+
+def test_silence_is_an_end() -> None:
+    board = Board(silence_seconds=0.2)
+    board.submit(unit(0))
+    board.take("a")
+    start = time.monotonic()
+    with pytest.raises(AutopeftError, match="no sign of life"):
+        board.collect(30)
+    assert time.monotonic() - start < 5
+
+
+def test_a_copy_is_empty() -> None:
+    board = Board()
+    board.submit(unit(0))
+    assert pickle.loads(pickle.dumps(board)).collect(0) == []
