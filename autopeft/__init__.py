@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from autopeft.objectives import Objective, objective
     from autopeft.records import Candidate, Measurement
     from autopeft.result import Pick, Result
-    from autopeft.space import Space
 
 __all__ = [
     "Candidate",
@@ -19,7 +18,6 @@ __all__ = [
     "Objective",
     "Pick",
     "Result",
-    "Space",
     "estimate",
     "load",
     "objective",
@@ -32,7 +30,6 @@ _HOMES = {
     "Measurement": "records",
     "Objective": "objectives",
     "objective": "objectives",
-    "Space": "space",
     "Pick": "result",
     "Result": "result",
 }

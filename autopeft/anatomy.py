@@ -2,27 +2,34 @@
 
 Kinds are read off the model itself. A linear belongs to the layer that the first number in its name counts; within a
 layer the attention block is the one that holds the query (or the fused query-key-value), its other linears are the
-output; of the rest, those that widen are `up` (or `gate`, by name), those that narrow are `down`.
+output; of the rest, those that write the layer's width are `down`, those that read it for a `down` are `up` (or `gate`,
+by name), and one that reads it for nobody is a `router`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
-"""The kinds every model is described in; a linear that is none of them keeps its own leaf name as kind."""
+"""The kinds every model is described in; a linear of none is a "router", or its own leaf name is its kind."""
 
 Task = Literal["text-classification", "causal-lm"]
 
 # Leaf names of the three projections; a model that fuses them has one linear for all.
-_QUERY = re.compile(r"(q|query|wq|q_?lin|to_q)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
-_KEY = re.compile(r"(k|key|wk|k_?lin|to_k)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
-_VALUE = re.compile(r"(v|value|wv|v_?lin|to_v)(_?(proj|lin|linear|layer))?", re.IGNORECASE)
-_FUSED = re.compile(r"(c_attn|w?qkv|query_key_value|in_proj|q_?k_?v)(_?(proj|lin|linear))?", re.IGNORECASE)
-_GATE = re.compile(r"(.*gate.*|wi_0|w1)", re.IGNORECASE)
+_SUFFIX = "(_?(proj|lin|linear|layer|head))?"
+_QUERY = re.compile(f"(q|query|wq|to_q){_SUFFIX}", re.IGNORECASE)
+_KEY = re.compile(f"(k|key|wk|to_k){_SUFFIX}", re.IGNORECASE)
+_VALUE = re.compile(f"(v|value|wv|to_v){_SUFFIX}", re.IGNORECASE)
+_FUSED = re.compile(f"(c_attn|w?qkv|query_key_value|q_?k_?v){_SUFFIX}", re.IGNORECASE)
+# A piece of a projection, such as the two factors of a low-rank query.
+_PIECE = re.compile(r"(q|k|v|kv|query|key|value)_.*", re.IGNORECASE)
+_OUTPUT = re.compile(r".*(out|dense|proj|wo).*|o", re.IGNORECASE)
+# A gate fused with `up` counts as `up`.
+_GATE = re.compile(r"(?!.*up).*gate.*|wi_0|w1", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,9 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class PromptShape:
-    """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`; a prefix has, for each of
-    `layers`, a key and a value of `prefix_dim` (smaller than `token_dim` with grouped-query attention)."""
+    """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`, the size of an embedding; a
+    prefix has, for each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where
+    the model takes none."""
 
     token_dim: int
     layers: int
@@ -160,7 +168,11 @@ def _kinds(members: Sequence[tuple[str, int, int]]) -> list[str]:
     while len(paths) > 1 and all(len(p) > shared + 1 for p in paths) and len({p[shared] for p in paths}) == 1:
         shared += 1
     blocks = [tuple(p[shared : shared + 1]) if len(p) > shared + 1 else () for p in paths]
-    attention = {b for b, p in zip(blocks, paths, strict=True) if b and (_projection(p[-1]) in ("query", "qkv"))}
+    # Where all linears lie in one block, as beside experts that are no linears, that block is the shared prefix.
+    attention = {b for b, p in zip(blocks, paths, strict=True) if (b or shared) and _reads_query(p[-1])}
+    # Most linears read or write what the layer passes on.
+    width = Counter(size for _, *sizes in members for size in sizes).most_common(1)[0][0]
+    read = {fan_in for _, fan_in, fan_out in members if fan_out == width != fan_in}
     kinds = []
     for block, path, (_, fan_in, fan_out) in zip(blocks, paths, members, strict=True):
         leaf = path[-1]
@@ -168,14 +180,20 @@ def _kinds(members: Sequence[tuple[str, int, int]]) -> list[str]:
         if projection and (block in attention or not attention):
             kinds.append(projection)
         elif block in attention:
-            kinds.append("output" if not _is_own_kind(leaf) else leaf)
-        elif fan_out > fan_in:
-            kinds.append("gate" if _GATE.fullmatch(leaf) else "up")
-        elif fan_out < fan_in:
+            kinds.append("output" if _OUTPUT.fullmatch(leaf) and not _PIECE.fullmatch(leaf) else leaf)
+        elif fan_in == width != fan_out:
+            # A gate fused with `up` is twice as wide as what `down` reads.
+            feeds = fan_out in read or fan_out / 2 in read
+            kinds.append("router" if not feeds else "gate" if _GATE.fullmatch(leaf) else "up")
+        elif fan_out == width != fan_in:
             kinds.append("down")
         else:
             kinds.append(leaf)
     return kinds
+
+
+def _reads_query(leaf: str) -> bool:
+    return _projection(leaf) in ("query", "qkv") or (_PIECE.fullmatch(leaf) is not None and leaf[0] in "qQ")
 
 
 def _projection(leaf: str) -> str | None:
@@ -183,11 +201,6 @@ def _projection(leaf: str) -> str | None:
         if pattern.fullmatch(leaf):
             return kind
     return None
-
-
-def _is_own_kind(leaf: str) -> bool:
-    """Tell whether a linear beside the projections is something else than the attention's output."""
-    return re.search(r"(out|dense|proj|^o$|wo|c_proj)", leaf, re.IGNORECASE) is None
 
 
 def layer_groups(n_layers: int, count: int | Literal["each"]) -> tuple[tuple[int, int], ...]:

@@ -19,10 +19,12 @@ from autopeft.objectives import Objective
 from autopeft.records import AdapterPlan, Candidate, RunInfo
 from autopeft.request import SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
+from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
-from autopeft.view import View, describe, make_view
+from autopeft.labels import describe
+from autopeft.view import View, make_view
 
 if TYPE_CHECKING:
     pass
@@ -58,13 +60,15 @@ def search(
         fields["space"] = str(space)
     defaults = demo_defaults(fields) if runner is None else _runner_defaults(runner, space)
     request = make_request({**defaults, **fields}, own_objectives=tuple(o.name for o in own))
+    SAMPLERS[request.sampler]  # an unknown name is a fault of the request, found before any work
     space_fields = dict(space) if isinstance(space, Mapping) else read_space(request.space)
     with ExitStack() as stack:
         view = view or _own_view(stack)
+        run = RunDirectory.new(Path(request.out) if request.out else _new_run_dir())
         view.note("reading the model and the data")
         assembly = assemble(request, space=space_fields, objectives=own, runner=runner, cost=cost)
         assembly.problem.check_feasible()
-        run = RunDirectory.new(Path(request.out) if request.out else _new_run_dir())
+        run.make()
         if assembly.data is not None:
             from autopeft.trial.prepared import write
 

@@ -288,7 +288,7 @@ def _print_result(result: Any, *, as_json: bool) -> None:
     if as_json:
         _print_json(result.to_dict())
         return
-    from autopeft.view import describe, show_value
+    from autopeft.labels import describe, show_value
 
     named: dict[int, list[str]] = {}
     for name, pick in result.picks.items():

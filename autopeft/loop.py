@@ -19,7 +19,8 @@ from autopeft.records import Outcome, TrialRecord, WorkUnit
 from autopeft.search.study import Proposal, Study
 from autopeft.store import RunDirectory, adapter_dir
 from autopeft.units import show_bytes
-from autopeft.view import View, describe
+from autopeft.labels import describe
+from autopeft.view import View
 
 Ending = Literal["trials", "time", "exhausted"]
 

@@ -56,7 +56,7 @@ def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:
     return float(moocore.hypervolume(below, ref=corner)) if len(below) else 0.0
 
 
-def knee(losses: ArrayLike) -> int:
+def knee(losses: ArrayLike, *, weights: ArrayLike | None = None) -> int:
     """Give the row of the front nearest to the ideal point, each objective of the front scaled to [0, 1].
 
     The ideal point is the best of the front in every objective at once; the distance is Euclidean. An objective in
@@ -65,6 +65,7 @@ def knee(losses: ArrayLike) -> int:
 
     Args:
         losses: ``(n_trials, n_objectives)``, finite, at least one row; smaller is better. Dominated rows have no say.
+        weights: ``(n_objectives,)``; what the squared distance in an objective counts, by default 1.
 
     Raises:
         ValueError: If there is no row, or a value is not finite.
@@ -81,7 +82,8 @@ def knee(losses: ArrayLike) -> int:
     # Halved before the subtraction: the width of a column may be beyond the largest float.
     width = high / 2 - low / 2
     scaled = (front_points / 2 - low / 2) / np.where(width > 0, width, 1.0)
-    return int(rows[np.argmin((scaled**2).sum(axis=1))])
+    importance = np.ones(points.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
+    return int(rows[np.argmin((scaled**2 * importance).sum(axis=1))])
 
 
 def losses_of(
@@ -143,15 +145,17 @@ def picks(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> di
     """Name the trials of the front that answer the usual questions: name -> trial number.
 
     "best" has the best quality. "knee" is the best compromise (see `knee`; counts, bytes and seconds by their
-    logarithm). "smallest" trains the fewest parameters or, where those are no objective, has the lowest cost; it is
+    logarithm; quality weighs as much as all other objectives together). "smallest" trains the fewest parameters or, where those are no objective, has the lowest cost; it is
     missing where nothing but quality is asked for. Ties go to the better in the remaining objectives, then to the
     earlier trial. Several names may mean one trial; without a complete trial there are none.
     """
     points = front(records, objectives)
     if not points:
         return {}
-    named = {"best": points[0].number, "knee": points[knee(losses_of(points, objectives, log_costs=True))].number}
     size, quality = size_objective(objectives), quality_objective(objectives)
+    weights = [1.0 if o is quality else 1 / (len(objectives) - 1) for o in objectives]
+    compromise = points[knee(losses_of(points, objectives, log_costs=True), weights=weights)]
+    named = {"best": points[0].number, "knee": compromise.number}
     if size is not None:
         order = [size, quality, *(o for o in objectives if o is not size and o is not quality)]
         named["smallest"] = min(points, key=lambda record: _rank(record, order)).number

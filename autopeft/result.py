@@ -14,7 +14,7 @@ from autopeft.records import Candidate, RunInfo, TrialRecord
 from autopeft.registry import unknown
 from autopeft.report import render, write_csv
 from autopeft.store import RunDirectory, adapter_dir, replace_file
-from autopeft.view import describe
+from autopeft.labels import describe
 
 if TYPE_CHECKING:
     import pandas as pd

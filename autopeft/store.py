@@ -44,10 +44,10 @@ class RunDirectory:
 
     @classmethod
     def new(cls, path: Path) -> RunDirectory:
-        """Take a folder that is new or empty for a run; it becomes one with `begin`.
+        """Name a folder that is new or empty for a run; `make` makes it, and with `begin` it becomes a run.
 
         Raises:
-            RequestError: If the folder holds anything, or cannot be written.
+            RequestError: If the folder holds anything.
         """
         if (path / "request.yaml").exists():
             raise RequestError(
@@ -55,11 +55,18 @@ class RunDirectory:
             )
         if path.is_dir() and any(path.iterdir()):
             raise RequestError(f"out: {path} is not empty; choose another --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"out: cannot write {path}: {error.strerror}; choose another --out") from None
         return cls(path)
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RequestError: If that is not possible.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"out: cannot write {self.path}: {error.strerror}; choose another --out") from None
 
     @classmethod
     def existing(cls, path: Path) -> RunDirectory:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from autopeft.records import AdapterPlan, Candidate, RunInfo, TrialRecord
-from autopeft.view import LiveView, PlainView, View, describe, make_view, one_line, show_rate, show_value
+from autopeft.labels import describe, one_line, show_rate, show_value
+from autopeft.view import LiveView, PlainView, View, make_view
 
 INFO = RunInfo(
     request={"trials": 10, "time": "30min"},

@@ -21,10 +21,18 @@ def _config(peft_type: str, tokens: int, **fields: Any) -> dict[str, Any]:
     return {"peft_type": peft_type, "num_virtual_tokens": tokens, **fields}
 
 
+def _embedding(anatomy: Anatomy) -> dict[str, int]:
+    """Say what PEFT would else take from the configuration: the width of a layer, which an embedding need not have.
+
+    It wants layers and heads too, and uses them for a prefix only.
+    """
+    return {"token_dim": anatomy.prompt.token_dim, "num_layers": max(1, anatomy.n_layers), "num_attention_heads": 1}
+
+
 def build_prompt(settings: Settings, anatomy: Anatomy) -> Build:
     """Train ``tokens * token_dim`` scalars, once for each of the model's submodules (encoder and decoder have two)."""
     tokens, shape = _tokens(settings), anatomy.prompt
-    config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM")
+    config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM", **_embedding(anatomy))
     return Build({}, tokens * shape.token_dim * shape.submodules, config)
 
 
@@ -40,7 +48,8 @@ def build_p_tuning(settings: Settings, anatomy: Anatomy) -> Build:
     tokens, shape = _tokens(settings), anatomy.prompt
     width = int(number(settings.get("width"), 64))
     network = (shape.token_dim + 1) * width + (width + 1) * width + (width + 1) * shape.token_dim
-    config = _config("P_TUNING", tokens, encoder_hidden_size=width, encoder_reparameterization_type="MLP")
+    config = _config("P_TUNING", tokens, encoder_reparameterization_type="MLP", **_embedding(anatomy))
+    config["encoder_hidden_size"] = width
     return Build({}, tokens * shape.submodules * shape.token_dim + network, config)
 
 
@@ -48,6 +57,21 @@ def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
     """PEFT trains a head beside a prompt only where it knows the head's name."""
     unknown = [name for name in anatomy.head if not name.endswith(("classifier", "score"))]
     return f"PEFT does not train the head {unknown[0]!r} beside a prompt" if unknown else ""
+
+
+def refuses_prefix(settings: Settings, bits: int, anatomy: Anatomy) -> str:
+    """A prefix must have the shape of the keys and values that attention reads."""
+    if reason := refuses(settings, bits, anatomy):
+        return reason
+    shape = anatomy.prompt
+    if not shape.prefix_dim:
+        return f"a {anatomy.model_type} takes no keys and values from outside, which a prefix is"
+    keys = {linear.fan_out for linear in anatomy.linears if linear.kind == "key"}
+    outputs = [linear.fan_in for linear in anatomy.linears if linear.kind == "output"]
+    # A fused projection gives the query too, which is as wide as what the attention's output reads.
+    keys |= {(x.fan_out - outputs[0]) // 2 for x in anatomy.linears if x.kind == "qkv" and outputs}
+    width = max(keys, default=0)
+    return "" if width == shape.prefix_dim else f"PEFT's prefix would be {shape.prefix_dim} wide, the model's keys are {width}"
 
 
 _TOKENS = {"tokens": "how many virtual tokens"}
@@ -73,7 +97,7 @@ PREFIX_TUNING = Method(
     learning_rate_source="PEFT's prefix tuning guide (AdamW)",
     settings=_TOKENS,
     build=build_prefix,
-    refuses=refuses,
+    refuses=refuses_prefix,
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,

@@ -12,7 +12,7 @@ from autopeft.records import TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill
 from autopeft.report.words import STATES, bits_of, method_sentence, method_title
 from autopeft.units import show_bytes, show_count, show_percent, show_seconds
-from autopeft.view import describe, show_rate, show_value
+from autopeft.labels import describe, show_rate, show_value
 
 _MUCH = 1 / 3  # share of the front's range of quality
 _SAME = 0.001  # difference of a cost, as a share, that nobody cares for

@@ -17,7 +17,7 @@ from autopeft.anatomy import Anatomy
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, Metric, Objective
 from autopeft.pareto import completed, front, picks, quality_objective, size_objective
 from autopeft.records import RunInfo, TrialRecord
-from autopeft.view import describe, show_rate, show_value
+from autopeft.labels import describe, show_rate, show_value
 
 TEMPLATES = Environment(
     loader=PackageLoader("autopeft.report"),

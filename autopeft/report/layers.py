@@ -10,7 +10,7 @@ from autopeft.anatomy import Anatomy, number_layers, place_of
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill
 from autopeft.report.words import is_prompt_method, method_sentence, method_title
-from autopeft.view import describe
+from autopeft.labels import describe
 
 
 @dataclass(frozen=True, slots=True)

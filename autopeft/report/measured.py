@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from autopeft.report.context import Context, Section, fill, pretty
 from autopeft.report.words import MEMORY_KINDS
 
+_MOST_ITEMS = 40
+_SENTENCE = 30  # characters from which an item of a list has its own line
 Rows = list[tuple[str, str]]
 
 
@@ -86,5 +88,7 @@ def _text(value: object) -> str:
     if value is None:
         return "not set"
     if isinstance(value, list | tuple) and all(isinstance(v, str | int | float) for v in value):
-        return ", ".join(map(str, value)) if len(value) <= 40 else f"{', '.join(map(str, value[:40]))} … ({len(value)})"
+        texts = [str(v) for v in value[:_MOST_ITEMS]]
+        between = "\n" if any(len(text) > _SENTENCE for text in texts) else ", "
+        return between.join(texts) + (f" … ({len(value)})" if len(value) > _MOST_ITEMS else "")
     return value if isinstance(value, str) else pretty(value)

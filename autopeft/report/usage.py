@@ -36,7 +36,7 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
     auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
     quantised = plan.bits in (4, 8)
     arguments = [repr(str(name))]
-    labels = context.info.data.get("labels")
+    labels = context.info.data.get("label_names")
     if classify and isinstance(labels, Sized) and not isinstance(labels, str):
         arguments.append(f"num_labels={len(labels)}")
     arguments.append(f"dtype=torch.{'float32' if plan.bits == 32 else 'bfloat16'}")

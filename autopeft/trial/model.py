@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Mapping
@@ -110,17 +111,16 @@ def read_anatomy(source: ModelSource) -> Anatomy:
     with torch.device("meta"):
         model = AUTO_CLASSES[source.task].from_config(config)
     head = _head(model, source.task)
-    shapes, norms, places = [], [], []
+    shapes, norms = [], []
     for name, module in model.named_modules():
-        shape = linear_shape(module)
-        if shape is not None and name.partition(".")[0] not in head:
+        if name.partition(".")[0] in head:
+            continue
+        if (shape := linear_shape(module)) is not None:
             shapes.append((name, *shape))
-            places.append(place_of(name))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
-            places.append(place_of(name))
-    layers = number_layers(place for place in places if place is not None)
     linears = describe_linears(shapes)
+    layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
     return Anatomy(
         model_type=config.model_type,
         task=source.task,
@@ -128,10 +128,10 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         n_layers=1 + max((linear.layer for linear in linears), default=-1),
         linears=linears,
         norms=tuple(
-            Norm(name, layers[place.stack, place.index] if (place := place_of(name)) else None, params)
+            Norm(name, layers.get((place.stack, place.index)) if (place := place_of(name)) else None, params)
             for name, params in norms
         ),
-        prompt=_prompt_shape(config),
+        prompt=_prompt_shape(model),
         head=head,
         dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
     )
@@ -165,17 +165,23 @@ def _head(model: Any, task: Task) -> dict[str, int]:
     }
 
 
-def _prompt_shape(config: Any) -> PromptShape:
-    """Ask PEFT itself for the shape of a prompt: it reads many names of the same numbers."""
-    from peft import PrefixTuningConfig, PromptTuningConfig
+def _prompt_shape(model: Any) -> PromptShape:
+    """Read the shape of a prompt off the model, and that of a prefix as PEFT does, off the configuration."""
+    from peft import PrefixTuningConfig
     from peft.utils import _prepare_prompt_learning_config
 
-    embeddings, prefix = (
-        _prepare_prompt_learning_config(kind(num_virtual_tokens=1, task_type="CAUSAL_LM"), config)
-        for kind in (PromptTuningConfig, PrefixTuningConfig)
-    )
+    token_dim = model.get_input_embeddings().weight.shape[-1]
     # PEFT makes two prompts only for its sequence-to-sequence task, one for the encoder and one for the decoder.
-    return PromptShape(embeddings.token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
+    none = PromptShape(token_dim, layers=0, prefix_dim=0, submodules=1)
+    takers = (model, getattr(model, model.base_model_prefix, model))
+    if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
+        return none
+    try:
+        config = PrefixTuningConfig(num_virtual_tokens=1, task_type="CAUSAL_LM")
+        prefix = _prepare_prompt_learning_config(config, model.config)
+    except ValueError:  # it knows none of the names by which this model goes
+        return none
+    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
 
 
 def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> Any:

@@ -64,34 +64,32 @@ def _unconnected() -> Iterator[None]:
     ray.shutdown()
 
 
-def leftovers() -> set[str]:
-    return {p.name for p in Path(tempfile.gettempdir()).glob("autopeft-*")}
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files that nobody else writes to."""
+    (folder := tmp_path / "temp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
 
 
-def test_own_ray_comes_and_goes_and_comes_again(capfd: pytest.CaptureFixture[str]) -> None:
-    before = leftovers()
-    for _ in range(2):
-        executor = RayTuneExecutor(spec=tiny_runner.SPEC, workers=2, max_restarts=0)
-        session = Path(ray._private.worker._global_node.get_session_dir_path())
-        executor.submit(unit(0, do="die"))
-        executor.submit(unit(1))
-        assert [o.state for o in drain(executor, 2)] == ["failed", "complete"]
-        executor.submit(unit(2, sleep=100.0))
-        start = time.monotonic()
-        executor.close()
-        assert time.monotonic() - start < 10
-        assert not ray.is_initialized()
-        assert not session.exists()
-    assert leftovers() == before
-    assert capfd.readouterr() == ("", "")
+def test_own_ray_comes_and_goes_and_comes_again(temp: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    executor = RayTuneExecutor(spec=tiny_runner.SPEC, workers=2, max_restarts=0)
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    executor.submit(unit(0, do="die"))
+    executor.submit(unit(1))
+    assert [o.state for o in drain(executor, 2)] == ["failed", "complete"]
+    executor.submit(unit(2, sleep=100.0))
+    start = time.monotonic()
+    executor.close()
+    assert time.monotonic() - start < 10
+    assert not session.exists()
 
-
-def test_more_workers_than_gpus_are_refused_without_a_trace() -> None:
-    before = leftovers()
     with pytest.raises(RequestError, match="gpus_per_worker: 64, which no machine has"):
-        RayTuneExecutor(spec=tiny_runner.SPEC, workers=2, gpus_per_worker=64)
+        RayTuneExecutor(spec=tiny_runner.SPEC, workers=2, gpus_per_worker=64)  # starts Ray to see what there is
     assert not ray.is_initialized()
-    assert leftovers() == before
+    assert list(temp.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
@@ -130,8 +128,7 @@ def test_a_script_elsewhere_runs_its_own_function_and_keeps_stdout_clean(script:
     assert (ran.stdout, ran.stderr) == ("0.75\n", "")
 
 
-def test_ctrl_c_reaches_the_caller_and_leaves_nothing_behind(script: Path) -> None:
-    before = leftovers()
+def test_ctrl_c_reaches_the_caller_and_leaves_nothing_behind(script: Path, temp: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script), "100"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -141,7 +138,7 @@ def test_ctrl_c_reaches_the_caller_and_leaves_nothing_behind(script: Path) -> No
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes as well
     out, _ = process.communicate(timeout=30)
     assert (out, process.returncode) == ("interrupted\n", 0)
-    assert leftovers() == before
+    assert list(temp.iterdir()) == []
 
 
 @pytest.mark.slow

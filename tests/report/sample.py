@@ -77,7 +77,7 @@ def make_info(anatomy: Anatomy | None = None, **changes) -> RunInfo:
         "anatomy": anatomy.to_dict() if anatomy else None,
         "data": {
             "name": "reviews.csv", "rows": {"train": 4000, "validation": 500, "test": 500}, "fingerprint": "8d1f0c9a",
-            "labels": ["one", "two", "three"], "notes": ["12 duplicate rows dropped", "split by hash of the text"],
+            "label_names": ["one", "two", "three"], "notes": ["12 duplicate rows dropped", "split by hash of the text"],
         } if anatomy else {},
         "model": {"name": "org/all-MiniLM-L6-v2", "checksum": "a1b2c3d4", "bits": 32} if anatomy else {},
         "parameter_limit": int(LIMIT * anatomy.base_params) if anatomy else 100_000,
@@ -194,7 +194,7 @@ def hostile_run(n: int = 40) -> tuple[RunInfo, list[TrialRecord], list[Objective
         space=f"# {HOSTILE}\n",
         versions={HOSTILE: HOSTILE, "autopeft": HOSTILE},
         hardware={"cpu": HOSTILE},
-        data={"name": HOSTILE, "labels": [HOSTILE]},
+        data={"name": HOSTILE, "label_names": [HOSTILE]},
         model={"name": HOSTILE},
         created_at=HOSTILE,
     )
