@@ -13,6 +13,7 @@ from autopeft.assembly import Assembly, CostFunction, assemble, make_executor, r
 from autopeft.budget import smallest
 from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
+from autopeft.labels import describe
 from autopeft.loop import ENDINGS, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
@@ -23,7 +24,6 @@ from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
-from autopeft.labels import describe
 from autopeft.view import View, make_view
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import Literal
 
 from autopeft.errors import AllTrialsFailedError, OutOfTimeError
 from autopeft.execute.protocol import Executor
+from autopeft.labels import describe
 from autopeft.pareto import front
 from autopeft.problem import Problem
 from autopeft.records import Outcome, TrialRecord, WorkUnit
 from autopeft.search.study import Proposal, Study
 from autopeft.store import RunDirectory, adapter_dir
 from autopeft.units import show_bytes
-from autopeft.labels import describe
 from autopeft.view import View
 
 Ending = Literal["trials", "time", "exhausted"]

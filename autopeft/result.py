@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.assembly import reassemble
+from autopeft.labels import describe
 from autopeft.objectives import Objective
 from autopeft.pareto import front, picks
 from autopeft.records import Candidate, RunInfo, TrialRecord
 from autopeft.registry import unknown
 from autopeft.report import render, write_csv
 from autopeft.store import RunDirectory, adapter_dir, replace_file
-from autopeft.labels import describe
 
 if TYPE_CHECKING:
     import pandas as pd

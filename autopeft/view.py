@@ -215,5 +215,3 @@ def _limits(info: RunInfo) -> str:
     if info.request.get("time"):
         limits.append(f"at most {one_line(info.request['time'])}")
     return ", ".join(limits) or "no limits"
-
-

@@ -6,8 +6,8 @@ import time
 import pytest
 from rich.console import Console
 
-from autopeft.records import AdapterPlan, Candidate, RunInfo, TrialRecord
 from autopeft.labels import describe, one_line, show_rate, show_value
+from autopeft.records import AdapterPlan, Candidate, RunInfo, TrialRecord
 from autopeft.view import LiveView, PlainView, View, make_view
 
 INFO = RunInfo(

@@ -45,6 +45,7 @@ _JOIN_SECONDS = 15.0
 _PULSE_SECONDS = 2.0
 _SILENCE_SECONDS = 25.0  # with the time to close, less than the 60 s after which Ray exits a driver without a head
 _OBJECT_STORE_BYTES = 128 * 2**20  # only small dicts travel; Ray would reserve 30% of the memory
+_LONGEST_TEMP = 35  # characters: Ray's sockets are 68 further down, and a socket's path has 103 at most
 
 
 class RayTuneExecutor:
@@ -161,19 +162,25 @@ class RayTuneExecutor:
             except (OSError, RuntimeError, ValueError) as error:  # for one, a cluster with other versions
                 raise RequestError(f"ray_address: cannot join the cluster at {address!r}: {error}") from error
             return
+        environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+        if len(os.environ.get("TMPDIR", "")) > _LONGEST_TEMP:
+            environment["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR", "/tmp")
         # Under `uv run`, Ray would upload the working directory and build the environment again for every worker.
         with (
             _set_meanwhile(vars(ray_constants), RAY_ENABLE_UV_RUN_RUNTIME_ENV=False),
-            _set_meanwhile(os.environ, RAY_USAGE_STATS_ENABLED="0"),
+            _set_meanwhile(os.environ, **environment),
         ):
             self._connected = True
-            context = ray.init(
-                address="local",
-                num_cpus=math.ceil(self.capacity * self._cpus),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            try:
+                context = ray.init(
+                    address="local",
+                    num_cpus=math.ceil(self.capacity * self._cpus),
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    **quiet,
+                )
+            except (OSError, RuntimeError, ValueError) as error:
+                raise AutopeftError(f"executor: Ray did not start: {error}; or use --executor local") from error
         self._session = Path(context.address_info["session_dir"])
 
     def _refuse_impossible(self) -> None:

@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
+from autopeft.labels import describe, show_rate, show_value
 from autopeft.objectives import Objective
 from autopeft.pareto import is_ratio_cost
 from autopeft.records import TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill
 from autopeft.report.words import STATES, bits_of, method_sentence, method_title
 from autopeft.units import show_bytes, show_count, show_percent, show_seconds
-from autopeft.labels import describe, show_rate, show_value
 
 _MUCH = 1 / 3  # share of the front's range of quality
 _SAME = 0.001  # difference of a cost, as a share, that nobody cares for

@@ -14,10 +14,10 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from autopeft.anatomy import Anatomy
+from autopeft.labels import describe, show_rate, show_value
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, Metric, Objective
 from autopeft.pareto import completed, front, picks, quality_objective, size_objective
 from autopeft.records import RunInfo, TrialRecord
-from autopeft.labels import describe, show_rate, show_value
 
 TEMPLATES = Environment(
     loader=PackageLoader("autopeft.report"),

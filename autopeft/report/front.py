@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from autopeft.labels import describe, show_rate, show_value
 from autopeft.objectives import Objective
 from autopeft.pareto import is_ratio_cost, on_front
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill, plot_text
-from autopeft.labels import describe, show_rate, show_value
 
 MARKS = {"knee": "star", "best": "diamond", "smallest": "square"}
 """A shape for each pick, so that nothing hangs on colour alone."""

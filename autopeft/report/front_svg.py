@@ -9,11 +9,11 @@ from html import escape
 
 import numpy as np
 
+from autopeft.labels import describe, one_line, show_value
 from autopeft.objectives import Objective
 from autopeft.records import RunInfo, TrialRecord
 from autopeft.report.context import Context
 from autopeft.report.front import log_ticks
-from autopeft.labels import describe, one_line, show_value
 
 _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 150, 56, 64

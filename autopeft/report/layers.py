@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.labels import describe
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill
 from autopeft.report.words import is_prompt_method, method_sentence, method_title
-from autopeft.labels import describe
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from autopeft.labels import describe, show_rate
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill
 from autopeft.report.words import bits_of, method_of
 from autopeft.units import show_seconds
-from autopeft.labels import describe, show_rate
 
 _REASON_LENGTH = 500
 _TRACEBACK_LENGTH = 6_000  # the last lines say most
