@@ -17,7 +17,7 @@ from autopeft.labels import describe
 from autopeft.loop import ENDINGS, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
-from autopeft.records import AdapterPlan, Candidate, RunInfo
+from autopeft.records import AdapterPlan, Candidate, RunInfo, digest
 from autopeft.request import SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
@@ -142,8 +142,9 @@ def _run(
         for note in info.data.get("notes", ()):
             view.note(note)
         url = request.storage or sqlite_url(run.path / "study.db")
-        # In a storage that is shared, the run's folder tells its study from others.
-        name = "autopeft" if request.storage is None else f"autopeft-{run.path.absolute().name}"
+        # In a storage that is shared, folder and time tell a run's study from others, even from one of the same folder.
+        of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
+        name = "autopeft" if request.storage is None else of_run
         study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
         executor = make_executor(request, info, run.path, runner=runner)
         try:

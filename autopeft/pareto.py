@@ -144,10 +144,11 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> li
 def picks(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> dict[str, int]:
     """Name the trials of the front that answer the usual questions: name -> trial number.
 
-    "best" has the best quality. "knee" is the best compromise (see `knee`; counts, bytes and seconds by their
-    logarithm; quality weighs as much as all other objectives together). "smallest" trains the fewest parameters or, where those are no objective, has the lowest cost; it is
-    missing where nothing but quality is asked for. Ties go to the better in the remaining objectives, then to the
-    earlier trial. Several names may mean one trial; without a complete trial there are none.
+    "best" has the best quality. "knee" is the best compromise (see `knee`): counts, bytes and seconds by their
+    logarithm, and quality weighs as much as all other objectives together. "smallest" trains the fewest parameters or,
+    where those are no objective, has the lowest cost; it is missing where nothing but quality is asked for. Ties go to
+    the better in the remaining objectives, then to the earlier trial. Several names may mean one trial; without a
+    complete trial there are none.
     """
     points = front(records, objectives)
     if not points:

@@ -132,6 +132,12 @@ class Measurement(_Plain):
     curve: tuple[tuple[int, float], ...] = ()
     base_checksum: str = ""
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
+        measurement = super(Measurement, cls).from_dict(data)
+        return replace(measurement, curve=tuple((int(s), float(v)) for s, v in measurement.curve))
+
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit(_Plain):
@@ -256,8 +262,12 @@ class RunInfo(_Plain):
     memory_limit_bytes: int | None = None
     schema: int = SCHEMA_VERSION
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
+        info = super(RunInfo, cls).from_dict(data)
+        return replace(info, objectives=tuple(info.objectives))
+
 
 def _measurement(data: Mapping[str, Any] | None) -> Measurement | None:
-    if not data:
-        return None
-    return replace(Measurement.from_dict(data), curve=tuple((int(s), float(v)) for s, v in data.get("curve", ())))
+    return Measurement.from_dict(data) if data else None

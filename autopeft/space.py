@@ -197,6 +197,14 @@ class Space:
         values = {parameter.name: _assigned(parameter, partial) for parameter in self.parameters}
         return Candidate({p.name: values[p.name] for p in self.active(values)})
 
+    def allows(self, partial: Assignment) -> bool:
+        """Tell whether a partial assignment is one of this space."""
+        try:
+            self.check(partial)
+        except RequestError:
+            return False
+        return True
+
     def check(self, partial: Assignment) -> None:
         """Check the names and values of a partial assignment, of this space bound or unbound.
 

@@ -67,10 +67,20 @@ def load_space(name_or_file: str) -> Space:
 def read_space(name_or_file: str) -> dict[str, Any]:
     """Read the fields of a space with all that it inherits, unchecked.
 
+    Configurations to start with that are inherited, and do not fit what the heir changed, are left out.
+
     Raises:
         RequestError: If a file cannot be read, or spaces inherit in a circle.
     """
-    return {name: value for name, value in _read(name_or_file, ()).items() if name != "inherit"}
+    fields = {name: value for name, value in _read(name_or_file, ()).items() if name != "inherit"}
+    inherited = fields.pop(_INHERITED_START, None)
+    if inherited is not None:
+        space = parse_space(fields, where=name_or_file)
+        fields["start"] = [start for start in inherited if space.allows(start)]
+    return fields
+
+
+_INHERITED_START = "inherited start"
 
 
 def _read(name_or_file: str, heirs: tuple[str, ...], beside: Path | None = None) -> dict[str, Any]:
@@ -97,6 +107,10 @@ def _read(name_or_file: str, heirs: tuple[str, ...], beside: Path | None = None)
     if parent is None:
         return fields
     inherited = _read(str(parent), (*heirs, name_or_file), path.parent)
+    if "start" not in fields:
+        inherited = {_INHERITED_START: inherited.pop("start", []), **inherited}
+    else:
+        inherited.pop(_INHERITED_START, None)
     return {**inherited, **fields, "parameters": _inherit(inherited.get("parameters"), fields.get("parameters"))}
 
 

@@ -27,6 +27,9 @@ from autopeft.errors import DamagedRunError, RequestError
 from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
 from autopeft.request import SearchRequest, read_request, write_request
 
+_LOCK = ".lock"
+_PREPARATION = {_LOCK, "data", "run.json", ".run.json.partial", ".request.yaml.partial"}
+
 
 def adapter_dir(number: int) -> str:
     """Give the folder of a trial's adapter, relative to the run directory."""
@@ -53,20 +56,25 @@ class RunDirectory:
             raise RequestError(
                 f"out: {path} holds a run; go on with it by `autopeft resume {path}`, or choose another --out"
             )
-        if path.is_dir() and any(path.iterdir()):
+        found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        # What a driver left that was killed while it prepared a run is of no use to anybody.
+        if found and not (_LOCK in found and found <= _PREPARATION):
             raise RequestError(f"out: {path} is not empty; choose another --out")
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder.
+        """Make the folder, empty, and take its lock.
 
         Raises:
-            RequestError: If that is not possible.
+            RequestError: If it cannot be written.
+            DamagedRunError: If another process prepares a run in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
         except OSError as error:
             raise RequestError(f"out: cannot write {self.path}: {error.strerror}; choose another --out") from None
+        shutil.rmtree(self.path / "data", ignore_errors=True)
 
     @classmethod
     def existing(cls, path: Path) -> RunDirectory:
@@ -80,12 +88,7 @@ class RunDirectory:
         return cls(path)
 
     def __enter__(self) -> RunDirectory:
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise DamagedRunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+        self._take_lock()
         self._records = self._read_records(repair=True)
         return self
 
@@ -95,6 +98,18 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _take_lock(self) -> None:
+        """Take the lock, unless it is held already; the system gives it back when the process ends, however."""
+        if self._lock is not None:
+            return
+        lock = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise DamagedRunError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+        self._lock = lock
 
     @property
     def request(self) -> SearchRequest:

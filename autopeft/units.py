@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _BYTES = {
@@ -20,11 +21,12 @@ _BYTES = {
 _SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
-def _split(text: str | float) -> tuple[float, str]:
+def _split(text: str | float) -> tuple[Decimal, str]:
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*", str(text))
     if match is None:
         raise ValueError(f"{text!r} is not a positive number with a unit")
-    return float(match[1].replace("_", "").replace(",", "")), match[2].lower()
+    # Decimal, because 1.07 * 10**9 is no whole number in floats.
+    return Decimal(match[1].replace("_", "").replace(",", "")), match[2].lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class ParameterLimit:
         if self.count is not None:
             return self.count
         assert self.fraction is not None
-        return int(self.fraction * base_params)
+        return int(Decimal(str(self.fraction)) * base_params)  # 29% of 100 are 29, which floats make 28
 
 
 def parse_parameter_limit(text: str | float) -> ParameterLimit:
@@ -61,7 +63,7 @@ def parse_parameter_limit(text: str | float) -> ParameterLimit:
     if unit == "%":
         if not 0 < number <= 100:
             raise ValueError(f"{text!r} is not between 0% and 100%")
-        return ParameterLimit(fraction=number / 100)
+        return ParameterLimit(fraction=float(number / 100))
     if unit not in _COUNTS:
         raise ValueError(f"{text!r}: unit {unit!r} is none of %, K, M, B")
     count = number * _COUNTS[unit]
@@ -100,10 +102,16 @@ def parse_seconds(text: str | float) -> float:
     number, unit = _split(text)
     if unit and unit not in _SECONDS:
         raise ValueError(f"{text!r}: unit {unit!r} is none of s, min, h, d")
-    seconds = number * _SECONDS.get(unit, 1)
+    seconds = float(number * _SECONDS.get(unit, 1))
     if seconds <= 0:
         raise ValueError(f"{text!r} is not a positive time")
     return seconds
+
+
+def _three_figures(number: float, *, small: str = ".3g") -> str:
+    if abs(number) < 10:
+        return format(number, small)
+    return f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
 
 
 def show_count(count: float) -> str:
@@ -113,8 +121,8 @@ def show_count(count: float) -> str:
     ('1,152', '22.7M')
     """
     for size, unit in ((1e9, "B"), (1e6, "M")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{unit}"
+        if abs(count) >= size - size / 2000 * (unit == "B"):  # what would be rounded to 1000 M
+            return _three_figures(count / size) + unit
     return f"{round(count):,}"
 
 
@@ -125,8 +133,8 @@ def show_bytes(size: float) -> str:
     ('1.50 GiB', '127 KiB')
     """
     for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if abs(size) >= scale:
-            return f"{size / scale:.3g} {unit}" if abs(size) >= 10 * scale else f"{size / scale:.2f} {unit}"
+        if abs(size) >= scale - scale / 2048:  # what would be rounded to 1024 of the unit below
+            return _three_figures(size / scale, small=".2f") + f" {unit}"
     return f"{size:.0f} B"
 
 
@@ -145,7 +153,7 @@ def show_seconds(seconds: float) -> str:
     >>> show_seconds(75), show_seconds(3.21), show_seconds(8000)
     ('1m15s', '3.2s', '2h13m')
     """
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

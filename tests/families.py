@@ -51,6 +51,8 @@ TASKS = {
     "t5": ("text-classification",),
 }
 
+LABELS = ("a", "b", "c", "d", "e")
+
 PAIRS = [(family, task) for family, tasks in TASKS.items() for task in tasks]
 
 
@@ -63,7 +65,7 @@ def make_model(family: str, task: str, folder: Path) -> Path:
     }[task]
     config = CONFIGS[family]()
     if task == "text-classification":
-        config.num_labels = 5
+        config.num_labels = len(LABELS)
     auto.from_config(config).save_pretrained(folder)
     return folder
 
@@ -73,5 +75,7 @@ def batch_of(task: str, *, rows: int = 4, length: int = 12) -> dict[str, torch.T
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, 128, (rows, length), generator=generator)
     ids[:, -1] = 1
-    labels = torch.randint(0, 5, (rows,), generator=generator) if task == "text-classification" else ids.clone()
+    labels = (
+        torch.randint(0, len(LABELS), (rows,), generator=generator) if task == "text-classification" else ids.clone()
+    )
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

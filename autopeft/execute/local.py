@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from autopeft.execute.protocol import Runner, run_isolated
+from autopeft.execute.protocol import ResidentRunner, Runner, run_isolated
 from autopeft.records import Outcome, WorkUnit
 
 
@@ -15,8 +15,7 @@ class LocalExecutor:
     capacity = 1
 
     def __init__(self, make_runner: Callable[[], Runner]) -> None:
-        self._make_runner = make_runner
-        self._runner: Runner | None = None
+        self._runner = ResidentRunner(make_runner)
         self._units: deque[WorkUnit] = deque()
 
     def submit(self, unit: WorkUnit) -> None:
@@ -27,11 +26,8 @@ class LocalExecutor:
         """Run the oldest queued unit to its end, however long that takes."""
         if not self._units:
             return []
-        if self._runner is None:
-            self._runner = self._make_runner()
         return [run_isolated(self._runner, self._units.popleft())]
 
     def close(self) -> None:
-        """Forget what is queued, and the runner with its model."""
+        """Forget what is queued."""
         self._units.clear()
-        self._runner = None

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
@@ -59,6 +60,20 @@ def resolve(entry: str) -> Any:
 def make_runner(spec: WorkerSpec) -> Runner:
     """Make the runner that a spec describes, in this process."""
     return cast(Runner, resolve(spec.entry)(**spec.settings))
+
+
+class ResidentRunner:
+    """Makes the real runner at its first unit, so that a fault in making it is that unit's outcome; then keeps it."""
+
+    def __init__(self, make: Callable[[], Runner]) -> None:
+        self._make = make
+        self._runner: Runner | None = None
+
+    def run(self, unit: WorkUnit) -> Measurement:
+        """Run a work unit on the one runner."""
+        if self._runner is None:
+            self._runner = self._make()
+        return self._runner.run(unit)
 
 
 def run_isolated(runner: Runner, unit: WorkUnit) -> Outcome:

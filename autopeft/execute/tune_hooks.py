@@ -19,8 +19,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from autopeft.execute.board import Board
-from autopeft.execute.protocol import Runner, make_runner, run_isolated
-from autopeft.records import Measurement, Outcome, WorkerSpec, WorkUnit
+from autopeft.execute.protocol import ResidentRunner, make_runner, run_isolated
+from autopeft.records import Outcome, WorkerSpec, WorkUnit
 
 
 def worker_config(spec: WorkerSpec, *, threads: int) -> dict[str, Any]:
@@ -44,7 +44,8 @@ class UnitTrainable(tune.Trainable):
         os.environ["OMP_NUM_THREADS"] = str(config["threads"])
         # What the driver can import, the worker can; Ray itself hands on only the script's folder and the current one.
         sys.path.extend(entry for entry in json.loads(config["path"]) if entry not in sys.path)
-        self._runner = _ResidentRunner(WorkerSpec.from_dict(json.loads(config["spec"])))
+        spec = WorkerSpec.from_dict(json.loads(config["spec"]))
+        self._runner = ResidentRunner(lambda: make_runner(spec))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with the next unit, as `self.config` now has it."""
@@ -57,19 +58,6 @@ class UnitTrainable(tune.Trainable):
             os.chdir(self.config["folder"])
         outcome = run_isolated(self._runner, WorkUnit.from_dict(json.loads(self.config["unit"])))
         return {"outcome": json.dumps(outcome.to_dict()), "done": True}
-
-
-class _ResidentRunner:
-    """Makes the real runner at its first unit, so that a fault in making it is a unit's outcome, not a dead actor."""
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._spec = spec
-        self._runner: Runner | None = None
-
-    def run(self, unit: WorkUnit) -> Measurement:
-        if self._runner is None:
-            self._runner = make_runner(self._spec)
-        return self._runner.run(unit)
 
 
 class UnitSearcher(Searcher):

@@ -71,7 +71,8 @@ def refuses_prefix(settings: Settings, bits: int, anatomy: Anatomy) -> str:
     # A fused projection gives the query too, which is as wide as what the attention's output reads.
     keys |= {(x.fan_out - outputs[0]) // 2 for x in anatomy.linears if x.kind == "qkv" and outputs}
     width = max(keys, default=0)
-    return "" if width == shape.prefix_dim else f"PEFT's prefix would be {shape.prefix_dim} wide, the model's keys are {width}"
+    wrong = f"PEFT's prefix would be {shape.prefix_dim} wide, where this model's keys are {width}"
+    return "" if width == shape.prefix_dim else wrong
 
 
 _TOKENS = {"tokens": "how many virtual tokens"}

@@ -61,12 +61,15 @@ class Study:
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-        self._study = _open(url, name, problem, FeasibleSampler(problem, engine, seed=seed))
+        feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._study = _open(url, name, problem, feasible)
+        if self._disagrees(records):
+            optuna.delete_study(study_name=name, storage=self._study._storage)
+            self._study = _open(url, name, problem, feasible)
         self._distributions = distributions(problem.space)
         self._reconcile(records)
         self._again = self._orphans()
-        if not self._study.get_trials(deepcopy=False):
-            self._enqueue_start()
+        self._enqueue_start()
 
     def ask(self) -> Proposal | None:
         """Propose what to try next: cut-off trials first, then the space's start, then the engine's choice.
@@ -94,6 +97,14 @@ class Study:
         state, values = _told(record, self._problem)
         self._study.tell(record.number, values, state=state, skip_if_finished=True)
 
+    def _disagrees(self, records: Sequence[TrialRecord]) -> bool:
+        """Tell whether the study and the records disagree: one is an old copy, or somebody took a record out."""
+        trials = self._study.get_trials(deepcopy=False)
+        recorded = {r.number: canonical_json(r.candidate.values) for r in records}
+        other = any(trials[n].user_attrs.get(CANDIDATE) != of for n, of in recorded.items() if n < len(trials))
+        complete = {t.number for t in trials if t.state is TrialState.COMPLETE}
+        return other or bool(recorded and complete - recorded.keys())
+
     def _reconcile(self, records: Sequence[TrialRecord]) -> None:
         """Bring the study to what the records say; they are written first, so they never know less."""
         trials = self._study.get_trials(deepcopy=False)
@@ -116,8 +127,10 @@ class Study:
         return found
 
     def _enqueue_start(self) -> None:
-        """Queue the space's own configurations, lowered into the budget, each once."""
-        known = set()
+        """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
+        trials = self._study.get_trials(deepcopy=False)
+        # One that was cut off while it was being asked for has failed without ever being proposed.
+        known = {t.user_attrs.get(IDENTITY) for t in trials if CANDIDATE in t.user_attrs or not t.state.is_finished()}
         for assignment in self._problem.space.start:
             candidate = self._problem.fit(self._problem.space.complete(assignment))
             if candidate is None or self._problem.refusal(candidate):
@@ -126,7 +139,7 @@ class Study:
             if identity not in known:
                 known.add(identity)
                 params = encode(self._problem.space, candidate)
-                self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params)})
+                self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params), IDENTITY: identity})
 
 
 def _open(url: str, name: str, problem: Problem, sampler: BaseSampler) -> optuna.Study:

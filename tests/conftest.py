@@ -1,0 +1,52 @@
+"""What all tests share: one thread, no network, and small models that are written once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+
+# Before torch, transformers and datasets are imported: they read these once.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_CACHE = tempfile.mkdtemp(prefix="autopeft-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE
+
+import pytest  # noqa: E402
+from families import LABELS, make_model  # noqa: E402
+
+from autopeft.anatomy import Anatomy  # noqa: E402
+from autopeft.trial.model import ModelSource, read_anatomy  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ModelSource]:
+    """Give a small model on disk: (family, task) -> where it is and what it is for."""
+
+    @cache
+    def source(family: str, task: str) -> ModelSource:
+        folder = make_model(family, task, tmp_path_factory.mktemp(f"{family}-{task}"))
+        return ModelSource(str(folder), task, LABELS if task == "text-classification" else ())  # type: ignore[arg-type]
+
+    return source
+
+
+@pytest.fixture(scope="session")
+def anatomy_of(source_of: Callable[[str, str], ModelSource]) -> Callable[[str, str], Anatomy]:
+    """Give the anatomy of a small model: (family, task) -> anatomy."""
+    return cache(lambda family, task: read_anatomy(source_of(family, task)))
+
+
+@pytest.fixture(scope="session")
+def bert(anatomy_of: Callable[[str, str], Anatomy]) -> Anatomy:
+    return anatomy_of("bert", "text-classification")
+
+
+@pytest.fixture(scope="session")
+def llama(anatomy_of: Callable[[str, str], Anatomy]) -> Anatomy:
+    return anatomy_of("llama", "causal-lm")
