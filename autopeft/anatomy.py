@@ -175,7 +175,8 @@ def _kinds(members: Sequence[tuple[str, int, int]]) -> list[str]:
     read = {fan_in for _, fan_in, fan_out in members if fan_out == width != fan_in}
     kinds = []
     for block, path, (_, fan_in, fan_out) in zip(blocks, paths, members, strict=True):
-        leaf = path[-1]
+        # A bare number, as in a Sequential, would be read as a layer.
+        leaf = path[-1] if not path[-1].isdigit() else ".".join(path[-2:])
         projection = _projection(leaf)
         if projection and (block in attention or not attention):
             kinds.append(projection)

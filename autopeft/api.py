@@ -17,11 +17,12 @@ from autopeft.labels import describe
 from autopeft.loop import ENDINGS, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
-from autopeft.records import AdapterPlan, Candidate, RunInfo, digest
+from autopeft.records import AdapterPlan, Candidate, digest
+from autopeft.registry import unknown
 from autopeft.request import SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.study import Study, is_storage_url, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
 from autopeft.view import View, make_view
@@ -53,15 +54,17 @@ def search(
     Raises:
         AutopeftError: Of the kind that says what is wrong.
     """
-    own = [o for o in objectives or () if isinstance(o, Objective)]
-    if objectives is not None:
-        fields["objectives"] = [o if isinstance(o, str) else o.name for o in objectives]
+    own: list[Objective] = []
+    if objectives is not None and not isinstance(objectives, str):
+        own = [o for o in objectives if isinstance(o, Objective)]
+        fields["objectives"] = [o.name if isinstance(o, Objective) else o for o in objectives]
+    elif objectives is not None:
+        fields["objectives"] = objectives
     if isinstance(space, str | Path):
         fields["space"] = str(space)
     defaults = demo_defaults(fields) if runner is None else _runner_defaults(runner, space)
-    request = make_request({**defaults, **fields}, own_objectives=tuple(o.name for o in own))
-    SAMPLERS[request.sampler]  # an unknown name is a fault of the request, found before any work
-    space_fields = dict(space) if isinstance(space, Mapping) else read_space(request.space)
+    request = _checked({**defaults, **fields}, own)
+    space_fields = read_space(space if isinstance(space, Mapping) else request.space)
     with ExitStack() as stack:
         view = view or _own_view(stack)
         run = RunDirectory.new(Path(request.out) if request.out else _new_run_dir())
@@ -75,6 +78,23 @@ def search(
             write(assembly.data, run.path / "data")
         run.begin(request, assembly.info)
         return _run(run, request, assembly, view, runner=runner)
+
+
+def _checked(fields: Mapping[str, Any], own: Sequence[Objective] = ()) -> SearchRequest:
+    """Make the request, with the faults that only the engine can see among the others; before any work."""
+    sampler, storage = fields.get("sampler"), fields.get("storage")
+    faults = []
+    if sampler is not None and sampler not in SAMPLERS:
+        faults.append(f"sampler: {unknown(sampler, SAMPLERS, what='sampler')}")
+    if storage is not None and not is_storage_url(storage):
+        faults.append(f"storage: {storage!r} is no database URL; write e.g. postgresql://user@host/name")
+    try:
+        request = make_request(fields, own_objectives=tuple(o.name for o in own))
+    except RequestError as error:
+        raise RequestError(*error.faults, *faults) from None
+    if faults:
+        raise RequestError(*faults)
+    return request
 
 
 def _own_view(stack: ExitStack) -> View:
@@ -145,6 +165,10 @@ def _run(
         # In a storage that is shared, folder and time tell a run's study from others, even from one of the same folder.
         of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
         name = "autopeft" if request.storage is None else of_run
+        if info.anatomy is not None:
+            from autopeft.trial.prepared import read_prepared
+
+            read_prepared(run.path / "data")  # damage is told here, not by every worker
         study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
         executor = make_executor(request, info, run.path, runner=runner)
         try:
@@ -164,15 +188,11 @@ def _run(
             raise
         finally:
             executor.close()
-            report = _report(run, info, problem.objectives)
-        result = Result(run.path, objectives=problem.objectives)
+            study.close()
+            report = Result(run.path).report() if run.records else None
+        result = Result(run.path)
         view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
     return result
-
-
-def _report(run: RunDirectory, info: RunInfo, objectives: tuple[Objective, ...]) -> Path | None:
-    """Write the report of what there is so far; nothing if there is nothing yet."""
-    return Result(run.path, objectives=objectives).report() if run.records else None
 
 
 def _new_run_dir() -> Path:
@@ -204,7 +224,7 @@ def estimate(**fields: Any) -> list[Estimate]:
     Raises:
         AutopeftError: Of the kind that says what is wrong.
     """
-    request = make_request({**demo_defaults(fields), **fields})
+    request = _checked({**demo_defaults(fields), **fields})
     problem = assemble(request, space=read_space(request.space)).problem
     anatomy = problem.anatomy
     assert anatomy is not None

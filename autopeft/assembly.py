@@ -20,7 +20,7 @@ from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
-from autopeft.records import Candidate, RunInfo, WorkerSpec
+from autopeft.records import Candidate, Measurement, RunInfo, WorkerSpec
 from autopeft.request import SearchRequest
 from autopeft.space import Ordinal
 from autopeft.space_file import parse_space
@@ -100,15 +100,31 @@ def reassemble(
         RequestError: If it needs an objective that only its caller has.
     """
     info = run.read_info()
-    own = {o.name: o for o in objectives}
-    chosen = []
-    for stored in info.objectives:
-        found = own.get(stored["name"]) or OBJECTIVES.data.get(stored["name"])
-        if found is None:
-            name = stored["name"]
-            raise RequestError(f"objectives: {name!r} is the caller's own; resume from Python with `objectives=`")
-        chosen.append(Objective(found.name, stored["goal"], stored["unit"], found.measure))  # type: ignore[arg-type]
-    return Assembly(info, _problem(info, tuple(chosen), cost))
+    chosen = stored_objectives(info, objectives)
+    for objective in chosen:
+        if objective.measure is _unknown_measure:
+            raise RequestError(
+                f"objectives: {objective.name!r} is the caller's own; resume from Python with `objectives=`"
+            )
+    return Assembly(info, _problem(info, chosen, cost))
+
+
+def stored_objectives(info: RunInfo, own: Sequence[Objective] = ()) -> tuple[Objective, ...]:
+    """Give the objectives of a stored run; one that only its caller can measure can still be compared and shown."""
+    known = {**OBJECTIVES, **{o.name: o for o in own}}
+    return tuple(
+        Objective(
+            stored["name"],
+            "maximize" if stored["goal"] == "maximize" else "minimize",
+            stored["unit"],
+            known[stored["name"]].measure if stored["name"] in known else _unknown_measure,
+        )
+        for stored in info.objectives
+    )
+
+
+def _unknown_measure(measurement: Measurement) -> float:
+    raise RequestError("objectives: this one is the caller's own; give it by `objectives=`")
 
 
 def _problem(info: RunInfo, objectives: tuple[Objective, ...], cost: CostFunction | None) -> Problem:
@@ -142,11 +158,12 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
 
     from autopeft.trial.data import prepare
     from autopeft.trial.demo import demo_model
-    from autopeft.trial.model import ModelSource, load_tokenizer, position_limit, read_anatomy
+    from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
 
     path = request.model or str(demo_model())
     tokenizer = load_tokenizer(path)
     positions = position_limit(path)
+    check_weights(path)
     room = None if positions is None else positions - reserved
     prepared = prepare(request, tokenizer, task=request.task, max_positions=room)
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)

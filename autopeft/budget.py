@@ -62,6 +62,7 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
     for levels in sizes.lowerings():
         if count(sizes.at(levels)) <= limit:
             break
+    lowered = dict(levels)
     # Ties are broken by the candidate itself, so that no layer is always the first to go.
     tie = {name: Candidate({name: candidate.key}).key for name in levels}
     by_size = sorted(levels, key=lambda name: (sizes.levels[name], tie[name]))
@@ -70,6 +71,9 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
             break
         if sizes.can_turn_off(name) and levels[name] > 0 and count(sizes.at({**levels, name: 0})) > 0:
             levels[name] = 0
+    if count(sizes.at(levels)) > limit:
+        # What is left is too large by itself; something else may not be.
+        levels = _without_the_dearest(sizes, lowered, count)
     if not 0 < count(sizes.at(levels)) <= limit:
         return None
     for name in reversed(by_size):
@@ -81,6 +85,21 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
     return sizes.at(levels)
 
 
+def _without_the_dearest(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, int]:
+    """Turn sizes off, the dearest first, as long as something is left."""
+    levels = dict(levels)
+    while True:
+        options = [
+            (count(sizes.at({**levels, name: 0})), name)
+            for name, level in levels.items()
+            if level > 0 and sizes.can_turn_off(name)
+        ]
+        left = [option for option in options if option[0] > 0]
+        if not left or min(left)[0] > count(sizes.at(levels)):
+            return levels
+        levels[min(left)[1]] = 0
+
+
 def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
     """Find the smallest configuration of a space that trains anything, and its size.
 
@@ -88,19 +107,15 @@ def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
     the dearest first, as long as something is left.
     """
     best: tuple[Candidate, int] | None = None
+    seen = set()
     for start in _combinations(space):
         sizes = _Sizes(space, start)
-        levels = {name: sizes.floor[name] for name in sizes.levels}
-        while True:
-            options = [
-                (count(sizes.at({**levels, name: 0})), name)
-                for name, level in levels.items()
-                if level > 0 and sizes.can_turn_off(name)
-            ]
-            left = [option for option in options if option[0] > 0]
-            if not left or min(left)[0] > count(sizes.at(levels)):
-                break
-            levels[min(left)[1]] = 0
+        # Most choices, such as bits or alpha, change no size; those that do show it at the lowest sizes already.
+        kind = (tuple(start.values), count(sizes.at(sizes.floor)))
+        if kind in seen:
+            continue
+        seen.add(kind)
+        levels = _without_the_dearest(sizes, dict(sizes.floor), count)
         found = (sizes.at(levels), count(sizes.at(levels)))
         if found[1] > 0 and (best is None or found[1] < best[1]):
             best = found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -105,7 +106,9 @@ def search(
     fields = _fields(locals())
     from autopeft.api import search as run
 
-    _print_result(run(**fields), as_json=as_json)
+    with _stdout_kept(as_json):
+        result = run(**fields)
+    _print_result(result, as_json=as_json)
 
 
 @app.command()
@@ -124,7 +127,9 @@ def resume(
     from autopeft.api import resume as run
 
     changes = {k: v for k, v in locals().items() if k not in ("run_dir", "as_json", "run")}
-    _print_result(run(run_dir, **changes), as_json=as_json)
+    with _stdout_kept(as_json):
+        result = run(run_dir, **changes)
+    _print_result(result, as_json=as_json)
 
 
 @app.command()
@@ -171,7 +176,8 @@ def estimate(
     from autopeft.api import estimate as run
     from autopeft.units import show_percent
 
-    rows = run(**fields)
+    with _stdout_kept(as_json):
+        rows = run(**fields)
     if as_json:
         _print_json(
             [
@@ -282,6 +288,13 @@ def options(
     ] = False,
 ) -> None:
     """Options of the program itself."""
+
+
+@contextmanager
+def _stdout_kept(as_json: bool) -> Iterator[None]:
+    """Send what libraries print to stderr, where stdout is for one JSON document."""
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        yield
 
 
 def _print_result(result: Any, *, as_json: bool) -> None:

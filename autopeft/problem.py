@@ -9,11 +9,15 @@ from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
+from autopeft.methods.method import Allowed, is_amount
 from autopeft.objectives import Objective
 from autopeft.records import AdapterPlan, Candidate, Cost, Scalar, digest
 from autopeft.registry import unknown
-from autopeft.space import Choices, Space, settings_of
+from autopeft.space import Choices, Space, ends, settings_of
 from autopeft.units import show_count, show_percent
+
+BITS = (4, 8, 16, 32)
+"""What a base weight can have while training."""
 
 
 def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
@@ -116,11 +120,11 @@ class Problem:
         head = self.anatomy.head_params if self.anatomy else 0
         needed = params + head
         share = f" ({show_percent(needed / self.anatomy.base_params)} of the model)" if self.anatomy else ""
-        with_head = f", {show_count(head)} of them the new task head," if head else ""
+        with_head = f", {show_count(head)} of them in the new task head" if head else ""
         what = ", ".join(f"{k}={v}" for k, v in candidate.values.items() if _tells(v))
         raise InfeasibleError(
             f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
-            f"{with_head} ({what}). Raise --budget to at least {needed}, or choose a space with smaller methods."
+            f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
         )
 
 
@@ -132,21 +136,35 @@ def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
     """Bind a space to a model and a device: known methods and settings only, bits up to the checkpoint's own.
 
     Raises:
-        RequestError: Listing every method or setting that does not exist.
+        RequestError: Listing every method or setting that does not exist, and every value that it cannot have.
     """
-    faults, common = [], ("method", "bits", "lr_multiple")
+    faults = []
+    common: dict[str, Allowed] = {
+        "method": lambda value: True,  # looked up below
+        "bits": lambda value: value in BITS,
+        "lr_multiple": lambda value: is_amount(value) and float(value) > 0,
+    }
     by_name = {p.name: p for p in space}
     if "method" not in by_name or not isinstance(by_name["method"].domain, Choices):
         raise RequestError("space: a space for PEFT needs `method` with choices; see the default space")
     for name in by_name["method"].domain.values:
         if name not in METHODS:
             faults.append(f"space: method: {unknown(name, METHODS, what='method')}")
-    for name in by_name:
+    if "bits" in by_name and not isinstance(by_name["bits"].domain, Choices):
+        faults.append("space: bits: a base has 4, 8, 16 or 32; give choices")
+    for name, parameter in by_name.items():
         method, dot, setting = name.partition(".")
         if dot and method in METHODS and setting not in METHODS[method].settings:
             faults.append(f"space: {name}: {unknown(setting, METHODS[method].settings, what=f'setting of {method}')}")
         elif (not dot and name not in common) or (dot and method not in METHODS):
             faults.append(f"space: {name}: {unknown(name, [*METHODS, *common], what='parameter')}")
+        else:
+            allowed = METHODS[method].allowed[setting] if dot else common[name]
+            wrong = [value for value in ends(parameter.domain) if not allowed(value)]
+            meaning = f"; it is the {METHODS[method].settings[setting]}" if dot else ""
+            faults.extend(f"space: {name}: {value!r} cannot be{meaning}" for value in wrong)
+            spread = METHODS[method].spread.get(setting, ()) if dot else ()
+            faults.extend(f"space: {name}: it cannot differ per {per}" for per in parameter.per if per not in spread)
     if faults:
         raise RequestError(*faults)
     for parameter in space:
@@ -154,7 +172,9 @@ def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
             rest = [v for v in parameter.domain.values if v not in parameter.cuda_only]
             space = space.narrow(parameter.name, rest)
     if "bits" in by_name:
-        space = space.narrow("bits", [b for b in (4, 8, 16, 32) if b <= anatomy.dtype_bits])
+        space = space.narrow("bits", [b for b in BITS if b <= anatomy.dtype_bits])
     usable = [name for name, method in METHODS.items() if anatomy.task in method.tasks]
-    space = space.narrow("method", usable)
-    return space.bind(anatomy)
+    bound = space.narrow("method", usable).bind(anatomy)
+    for configuration in bound.start:
+        bound.check(configuration)
+    return bound

@@ -171,8 +171,11 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
     for name in [name for name in given if name not in SearchRequest.model_fields]:
         faults.append(str(unknown(name, SearchRequest.model_fields, what="field")))
         del given[name]
-    for name in given.get("objectives") or ():
-        if name not in OBJECTIVES and name not in own_objectives:
+    objectives = given.get("objectives")
+    for name in objectives if isinstance(objectives, list | tuple) else ():
+        if callable(name):
+            faults.append(f"objectives: {name!r} has no goal; decorate it with @autopeft.objective(goal=...)")
+        elif name not in OBJECTIVES and name not in own_objectives:
             faults.append(f"objectives: {unknown(name, {*OBJECTIVES, *own_objectives}, what='objective')}")
     request = None
     try:
@@ -217,10 +220,11 @@ def read_fields(path: Path) -> dict[str, Any]:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"config: cannot read {path}: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"config: {path} is not YAML: {error}") from None
-    if not isinstance(fields, dict):
-        raise RequestError(f"config: {path} holds {type(fields).__name__}, not a mapping of fields")
+    fields = {} if fields is None else fields
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise RequestError(f"config: {path} holds {type(fields).__name__}, not a mapping of field names to values")
     return fields
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.assembly import reassemble
+from autopeft.assembly import stored_objectives
 from autopeft.labels import describe
 from autopeft.objectives import Objective
 from autopeft.pareto import front, picks
@@ -56,12 +56,11 @@ class Pick:
 class Result:
     """A run: its trials, its front, its picks. Reads the run directory, so it can be had of any run at any time."""
 
-    def __init__(self, run_dir: str | Path, *, objectives: Sequence[Objective] = ()) -> None:
+    def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir)
         run = RunDirectory.existing(self.path)
-        assembly = reassemble(run, objectives=objectives)
-        self.info: RunInfo = assembly.info
-        self.objectives: tuple[Objective, ...] = assembly.problem.objectives
+        self.info: RunInfo = run.read_info()
+        self.objectives: tuple[Objective, ...] = stored_objectives(self.info)
         self.records: tuple[TrialRecord, ...] = tuple(run.records)
 
     @property

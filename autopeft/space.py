@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from autopeft.anatomy import Anatomy, layer_groups
+from autopeft.anatomy import KINDS, Anatomy, layer_groups
 from autopeft.errors import RequestError
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import unknown
@@ -83,6 +83,11 @@ def middle(domain: Domain) -> Scalar:
             return round(math.sqrt(low * high)) if log else (low + high) // 2
 
 
+def ends(domain: Domain) -> tuple[Scalar, ...]:
+    """Give the values of a domain, of a range its two ends."""
+    return domain.values if isinstance(domain, Choices | Ordinal) else (domain.low, domain.high)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One dimension of a space.
@@ -151,7 +156,7 @@ class Space:
             return self
         left = tuple(v for v in parameter.domain.values if v in allowed)
         if not left:
-            here = f"here only {_listed(allowed)} can be used"
+            here = f"here only {_listed(allowed)} can be used" if allowed else "here none of these can be used"
             raise RequestError(f"space: {name} may be {_listed(parameter.domain.values)}; {here}")
         default = parameter.default if parameter.default in left else left[0]
         narrowed = replace(parameter, domain=Choices(left), default=default)
@@ -215,12 +220,21 @@ class Space:
         for parameter in self.parameters:
             by_name.setdefault(parameter.base or parameter.name, parameter)
             by_name[parameter.name] = parameter
+        # Of a bound space the kinds of its model are known, beside those that others have.
+        spread = {p.base for p in self.parameters if "[" in p.name}
+        known = {*KINDS, *(part for p in self.parameters for part in p.name.partition("[")[2][:-1].split("/") if part)}
         faults = []
         for name, value in partial.items():
             if name not in by_name:
                 faults.append(str(unknown(name, by_name, what="parameter")))
                 continue
-            domain = by_name[name].domain
+            parameter, domain = by_name[name], by_name[name].domain
+            if isinstance(value, Mapping) and not parameter.per and name not in spread:
+                faults.append(f"{name}: it has one value for the whole model, not {dict(value)}")
+                continue
+            for part in (part for key in value for part in key.split("/")) if isinstance(value, Mapping) else ():
+                if spread and not part[:1].isdigit() and part not in known:
+                    faults.append(f"{name}: {unknown(part, known, what='kind of module')}")
             for key, single in value.items() if isinstance(value, Mapping) else (("", value),):
                 if not domain.holds(single):
                     faults.append(f"{name}{f'[{key}]' if key else ''}: {single!r} is not in {show_domain(domain)}")
@@ -292,6 +306,23 @@ def setting_at(setting: Scalar | Mapping[str, Scalar], *, layer: int | None = No
         if all(_covers(part, layer, kind) for part in key.split("/")):
             return value
     return 0
+
+
+def places_of(key: str) -> list[tuple[int | None, str | None]]:
+    """Give the places that a key of a setting speaks of: (layer, kind), None for all.
+
+    >>> places_of("0-1/query"), places_of("query")
+    ([(0, 'query'), (1, 'query')], [(None, 'query')])
+    """
+    layers: Iterable[int | None] = [None]
+    kind = None
+    for part in key.split("/"):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            layers = range(int(first), int(last or first) + 1)
+        else:
+            kind = part
+    return [(layer, kind) for layer in layers]
 
 
 def _covers(part: str, layer: int | None, kind: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,19 +65,23 @@ def load_space(name_or_file: str) -> Space:
     return parse_space(read_space(name_or_file), where=name_or_file)
 
 
-def read_space(name_or_file: str) -> dict[str, Any]:
+def read_space(space: str | Mapping[str, Any]) -> dict[str, Any]:
     """Read the fields of a space with all that it inherits, unchecked.
 
     Configurations to start with that are inherited, and do not fit what the heir changed, are left out.
 
+    Args:
+        space: Name of a shipped space, a YAML file, or fields as in one.
+
     Raises:
         RequestError: If a file cannot be read, or spaces inherit in a circle.
     """
-    fields = {name: value for name, value in _read(name_or_file, ()).items() if name != "inherit"}
+    read = _read(space, ()) if isinstance(space, str) else _with_parents(space, (), None)
+    fields = {name: value for name, value in read.items() if name != "inherit"}
     inherited = fields.pop(_INHERITED_START, None)
     if inherited is not None:
-        space = parse_space(fields, where=name_or_file)
-        fields["start"] = [start for start in inherited if space.allows(start)]
+        parsed = parse_space(fields, where=space if isinstance(space, str) else "space")
+        fields["start"] = [start for start in inherited if parsed.allows(start)]
     return fields
 
 
@@ -99,14 +104,18 @@ def _read(name_or_file: str, heirs: tuple[str, ...], beside: Path | None = None)
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise RequestError(f"space: cannot read {path}: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"space: {path} is not YAML: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError(f"space: {path} holds {type(fields).__name__}, not a mapping; see the default space")
+    return _with_parents(fields, (*heirs, name_or_file), path.parent)
+
+
+def _with_parents(fields: Mapping[str, Any], heirs: tuple[str, ...], beside: Path | None) -> dict[str, Any]:
     parent = fields.get("inherit")
     if parent is None:
-        return fields
-    inherited = _read(str(parent), (*heirs, name_or_file), path.parent)
+        return dict(fields)
+    inherited = _read(str(parent), heirs, beside)
     if "start" not in fields:
         inherited = {_INHERITED_START: inherited.pop("start", []), **inherited}
     else:
@@ -131,6 +140,12 @@ def _inherit(parents: Any, own: Any) -> Any:
             joined[name] = {**kept, **fields}
         else:
             joined[name] = fields
+    method = joined.get("method")
+    methods = (method.get("choices") if isinstance(method, dict) else None) or []
+    # What the parent says of a method that the heir leaves out goes with it.
+    for name in parents if methods else ():
+        if "." in name and name in joined and name not in own and name.partition(".")[0] not in methods:
+            del joined[name]
     return joined
 
 
@@ -158,10 +173,17 @@ def parse_space(fields: Mapping[str, Any], *, where: str = "space") -> Space:
         method, dot, _ = name.partition(".")
         if dot and methods:
             if method not in methods:
-                continue  # inherited for a method that this space leaves out
+                faults.append(f"{name}: {unknown(method, map(str, methods), what='method')}")
             when["method"] = (method,)
         per = (entry.per,) if isinstance(entry.per, str) else tuple(entry.per or ())
         parameters.append(Parameter(name, domain, default, when, per, entry.size, tuple(entry.cuda_only)))
+    domains = {p.name: p.domain for p in parameters}
+    for parameter in parameters:
+        for name, values in parameter.when.items():
+            # A value of several may be one that an heir left out.
+            if name in domains and name != "method" and not any(map(domains[name].holds, values)):
+                shown = ", ".join(map(repr, values))
+                faults.append(f"{parameter.name}: when: {name}: {shown} is not in {show_domain(domains[name])}")
     start = [s for s in checked.start if not methods or s.get("method", methods[0]) in methods]
     space = Space(
         _ordered(parameters, faults),
@@ -201,6 +223,14 @@ def _domain(name: str, entry: ParameterFile, faults: list[str]) -> Domain | None
         if not entry.choices:
             faults.append(f"{name}: choices is empty")
             return None
+        for i, value in enumerate(entry.choices):
+            if Choices(tuple(entry.choices[:i])).holds(value):
+                faults.append(f"{name}: choices {entry.choices}: {value!r} is there twice")
+        faults.extend(
+            f"{name}: cuda_only: {value!r} is not in {show_domain(Choices(tuple(entry.choices)))}"
+            for value in entry.cuda_only
+            if value not in entry.choices
+        )
         return Choices(tuple(entry.choices))
     elif entry.ordinal is not None:
         values = tuple(entry.ordinal)
@@ -208,8 +238,10 @@ def _domain(name: str, entry: ParameterFile, faults: list[str]) -> Domain | None
             faults.append(f"{name}: ordinal {list(values)} must be increasing numbers")
             return None
         return Ordinal(values)
-    elif low is None or high is None or low >= high or (entry.log and low <= 0):
+    elif low is None or high is None or not -inf < low < high < inf or (entry.log and low <= 0):
         faults.append(f"{name}: low {low} and high {high} must be a range{' above 0 (log)' if entry.log else ''}")
+    elif entry.integer and (low != int(low) or high != int(high)):
+        faults.append(f"{name}: low {low} and high {high} must be whole (integer)")
     elif entry.integer:
         return Whole(int(low), int(high), entry.log)
     else:

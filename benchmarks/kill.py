@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +35,6 @@ WORKER_TITLE = "ray::ResourceTrainable"  # Tune wraps the trainable in a class o
 _STARTED = re.compile(r"^trial (\d+) started", re.MULTILINE)
 _MOST_RESUMES = 3
 _PATIENCE_SECONDS = 600.0
-_ORPHANS_SECONDS = 90.0
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -88,6 +89,34 @@ def workers_of(pid: int) -> list[Process]:
     return [process for process in descendants(pid) if process.title.startswith(WORKER_TITLE)]
 
 
+class Orphans(threading.Thread):
+    """Watches what a killed driver left behind."""
+
+    def __init__(self, family: Sequence[Process]) -> None:
+        super().__init__(daemon=True)
+        self._family = list(family)
+        self._workers = [process for process in family if process.title.startswith(WORKER_TITLE)]
+        self._gone_after: float | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Note when the last worker was gone."""
+        began = time.monotonic()
+        while not self._ended.is_set() and any(process.alive() for process in self._workers):
+            time.sleep(0.02)
+        if not any(process.alive() for process in self._workers):
+            self._gone_after = round(time.monotonic() - began, 2)
+
+    def end(self) -> tuple[float | None, list[str]]:
+        """Kill what is left; gives the seconds until no worker was left, and the titles of what was left now."""
+        self._ended.set()
+        self.join()
+        left = [process for process in self._family if process.alive()]
+        for process in left:
+            process.kill()
+        return self._gone_after if self._workers else None, sorted(process.title[:40] for process in left)
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -95,10 +124,10 @@ class Driver:
     """A real `autopeft` process, its outputs in files beside the run directory."""
 
     def __init__(self, *arguments: str, log: Path) -> None:
-        self.log = log
-        self.output = log.with_suffix(".json")
+        self.log = next(path for n in itertools.count() if not (path := log.with_suffix(f".{n}.log")).exists())
+        self.output = self.log.with_suffix(".json")
         self.began = time.monotonic()
-        with log.open("wb") as errors, self.output.open("wb") as output:
+        with self.log.open("wb") as errors, self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("autopeft")), *arguments, "--json"], stdout=output, stderr=errors
             )
@@ -135,12 +164,12 @@ class Driver:
 
 def start(run_dir: Path) -> Driver:
     """Start a search."""
-    return Driver("search", *SEARCH, *NO_TIME_LIMIT, "--out", str(run_dir), log=run_dir.with_suffix(".search.log"))
+    return Driver("search", *SEARCH, *NO_TIME_LIMIT, "--out", str(run_dir), log=run_dir.with_suffix(".search"))
 
 
-def go_on(run_dir: Path, *, attempt: int = 1) -> Driver:
+def go_on(run_dir: Path) -> Driver:
     """Resume a search."""
-    return Driver("resume", str(run_dir), log=run_dir.with_suffix(f".resume{attempt}.log"))
+    return Driver("resume", str(run_dir), log=run_dir.with_suffix(".resume"))
 
 
 # --- what must hold --------------------------------------------------------------------------------------------------
@@ -253,7 +282,8 @@ class Life:
     twice: int = 0
     again: int = 0
     resumes: int = 0
-    orphans_seconds: float | None = None
+    workers_gone_seconds: float | None = None
+    left: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
@@ -264,16 +294,16 @@ def kill_driver(run_dir: Path, moment: float) -> Life:
     if not driver.wait_until(moment):
         driver.end()
         life.phase = "it had ended"
-    family = descendants(driver.process.pid)
+    orphans = Orphans(descendants(driver.process.pid))
     driver.process.kill()
     driver.end()
-    killed_at = time.monotonic()
+    orphans.start()
     life.moment = round(driver.seconds, 1)
     before = record_lines(run_dir)
     life.phase = life.phase or _phase(driver, run_dir, before)
     resumed = _resume_to_the_end(run_dir, life)
     _check_life(life, run_dir, before, [driver, *resumed])
-    life.orphans_seconds = _await_orphans(family, since=killed_at)
+    life.workers_gone_seconds, life.left = orphans.end()
     return life
 
 
@@ -306,7 +336,7 @@ def _resume_to_the_end(run_dir: Path, life: Life) -> list[Driver]:
     drivers: list[Driver] = []
     for attempt in range(1, _MOST_RESUMES + 1):
         is_run = (run_dir / "request.yaml").exists()
-        drivers.append(go_on(run_dir, attempt=attempt) if is_run else start(run_dir))
+        drivers.append(go_on(run_dir) if is_run else start(run_dir))
         life.resumes = attempt
         if not is_run:
             life.phase += ", started anew"
@@ -336,16 +366,6 @@ def _phase(driver: Driver, run_dir: Path, before: Sequence[bytes]) -> str:
     return "reporting" if len(before) >= TRIALS else f"trial {max(driver.started())} under way"
 
 
-def _await_orphans(family: Sequence[Process], *, since: float) -> float:
-    """Wait for what a killed driver left behind to end by itself; what does not is killed. Gives the seconds."""
-    while any(process.alive() for process in family) and time.monotonic() - since < _ORPHANS_SECONDS:
-        time.sleep(0.1)
-    seconds = time.monotonic() - since
-    for process in family:
-        process.kill()
-    return round(seconds, 1)
-
-
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +391,10 @@ def write_csv(lives: Sequence[Life], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     on = " ".join(f"{name}={version}" for name, version in versions().items())
-    rows = [{**asdict(life), "faults": "; ".join(life.faults), "versions": on} for life in lives]
+    rows = [
+        {**asdict(life), "left": ", ".join(life.left), "faults": "; ".join(life.faults), "versions": on}
+        for life in lives
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

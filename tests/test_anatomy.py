@@ -90,7 +90,7 @@ def test_kinds_of_the_families(family, task, anatomy_of):
 
 
 def test_every_linear_of_llama_has_the_kind_of_its_name(llama):
-    names = dict(q="query", k="key", v="value", o="output", gate="gate", up="up", down="down")
+    names = {"q": "query", "k": "key", "v": "value", "o": "output", "gate": "gate", "up": "up", "down": "down"}
     assert len(llama.linears) == 3 * 7
     for linear in llama.linears:
         assert linear.kind == names[linear.name.split(".")[-1].removesuffix("_proj")]
@@ -146,7 +146,7 @@ def test_head_is_apart_from_the_base(anatomy_of):
 
 
 def test_a_model_without_a_form_for_the_task_is_refused(read):
-    with pytest.raises(SourceError, match="has no causal-lm form|causal-lm form of"):
+    with pytest.raises(SourceError, match="has no causal-lm form"):
         read(CONFIGS["t5"](), "causal-lm")
 
 
@@ -172,9 +172,9 @@ def test_names_without_a_layer_have_no_place():
 
 def test_a_linear_of_no_kind_keeps_its_name():
     shapes = [("h.0.attn.q_proj", 8, 8), ("h.0.attn.o_proj", 8, 8), ("h.0.mix.square", 8, 8), ("h.0.mlp.up", 8, 32)]
-    shapes += [("h.0.mlp.down", 32, 8), ("h.0.mlp.gate", 8, 3)]
+    shapes += [("h.0.mlp.down", 32, 8), ("h.0.mlp.gate", 8, 3), ("h.0.mix.net.2", 8, 8)]
     kinds = [x.kind for x in describe_linears(shapes)]
-    assert kinds == ["query", "output", "square", "up", "down", "router"]
+    assert kinds == ["query", "output", "square", "up", "down", "router", "net.2"]
 
 
 def test_own_kinds_come_after_the_known_ones(llama):

@@ -6,7 +6,7 @@ Source: Liu et al., arXiv:2205.05638.
 from __future__ import annotations
 
 from autopeft.anatomy import Anatomy, Linear
-from autopeft.methods.method import Build, Method, Settings, chosen
+from autopeft.methods.method import Build, Method, Settings, chosen, is_amount
 
 
 def trainable_params(linear: Linear) -> int:
@@ -37,5 +37,7 @@ METHOD = Method(
     learning_rate=3e-3,
     learning_rate_source="Liu et al. 2022, section 4.1 (T-Few)",
     settings={"layers": "1 where a layer is adapted", "kinds": "1 where a kind of module is adapted"},
+    allowed={"layers": is_amount, "kinds": is_amount},
     build=build,
+    spread={"layers": ("layers", "kinds"), "kinds": ("layers", "kinds")},
 )

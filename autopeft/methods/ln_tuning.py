@@ -6,7 +6,7 @@ Source: Zhao et al., arXiv:2312.11420.
 from __future__ import annotations
 
 from autopeft.anatomy import Anatomy
-from autopeft.methods.method import Build, Method, Settings, number
+from autopeft.methods.method import Build, Method, Settings, is_amount, is_switch, number
 from autopeft.space import setting_at
 
 
@@ -29,5 +29,7 @@ METHOD = Method(
     learning_rate=3e-3,
     learning_rate_source="as for IA3: it too trains vectors that scale activations",
     settings={"layers": "1 where a layer's norms are trained", "outer": "train the norms outside the layers too"},
+    allowed={"layers": is_amount, "outer": is_switch},
     build=build,
+    spread={"layers": ("layers",)},
 )

@@ -11,7 +11,8 @@ from collections import Counter
 from typing import Any
 
 from autopeft.anatomy import Anatomy
-from autopeft.methods.method import Build, Method, Settings, chosen, number
+from autopeft.methods.method import Build, Method, Settings, chosen, is_amount, is_count, is_switch, number
+from autopeft.records import Scalar
 
 ALPHA_RULES = ("r", "2r")
 """Alpha as a multiple of each module's own rank; any other value of the setting is alpha itself."""
@@ -29,10 +30,19 @@ def trainable_params(fan_in: int, fan_out: int, *, rank: int, dora: bool = False
 def alpha_of(rule: object, rank: int) -> float:
     """Give alpha by rule. PEFT scales by alpha / r (rank-stabilised: alpha / sqrt(r)), so alpha goes with the rank.
 
-    >>> alpha_of("2r", 8), alpha_of("16", 8)
-    (16, 16.0)
+    >>> alpha_of("2r", 8), alpha_of("16", 8), alpha_of("0.5", 8)
+    (16, 16, 0.5)
     """
-    return {"r": rank, "2r": 2 * rank}.get(str(rule)) or float(str(rule))
+    alpha = {"r": rank, "2r": 2 * rank}.get(str(rule)) or float(str(rule))
+    # 16 and 16.0 are one training, and must be one text.
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _is_alpha(value: Scalar) -> bool:
+    try:
+        return value in ALPHA_RULES or 0 < float(value) < math.inf
+    except ValueError:
+        return False
 
 
 def build(settings: Settings, anatomy: Anatomy) -> Build:
@@ -76,13 +86,22 @@ METHOD = Method(
     learning_rate=5e-4,
     learning_rate_source="Hu et al. 2021, table 9 (RoBERTa-base)",
     settings={
-        "rank": "rank of the product",
+        "rank": "rank of the product, a whole number",
         "share": "share of the rank that a kind of module gets",
         "alpha": "r, 2r, or alpha itself",
         "rslora": "scale by alpha / sqrt(r)",
         "dora": "train a magnitude beside the direction",
         "dropout": "dropout before the product",
     },
+    allowed={
+        "rank": lambda value: value == 0 or is_count(value),
+        "share": is_amount,
+        "alpha": _is_alpha,
+        "rslora": is_switch,
+        "dora": is_switch,
+        "dropout": lambda value: is_amount(value) and float(value) < 1,
+    },
     build=build,
+    spread={"rank": ("layers", "kinds"), "share": ("layers", "kinds")},
     refuses=refuses,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.anatomy import Anatomy, Linear
 from autopeft.records import Scalar
-from autopeft.space import setting_at
+from autopeft.space import Per, places_of
 
 Settings = Mapping[str, Scalar | Mapping[str, Scalar]]
 """What a candidate says of its method: setting -> value, or value per group of layers, per kind of module, or both."""
@@ -29,6 +30,24 @@ class Build:
     config: Mapping[str, Any]
 
 
+Allowed = Callable[[Scalar], bool]
+
+
+def is_switch(value: Scalar) -> bool:
+    """Tell a value that is on or off."""
+    return isinstance(value, bool)
+
+
+def is_count(value: Scalar) -> bool:
+    """Tell a whole number from 1."""
+    return is_amount(value) and value == int(value) > 0
+
+
+def is_amount(value: Scalar) -> bool:
+    """Tell a number from 0, which is "off"."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def _never(settings: Settings, bits: int, anatomy: Anatomy) -> str:
     return ""
 
@@ -41,7 +60,9 @@ class Method:
         source: Where it comes from.
         learning_rate: The customary peak learning rate with Adam; a search tries multiples of it.
         learning_rate_source: Who used it.
-        settings: Setting -> what it means; a search space may set these.
+        settings: Setting -> what it is; a search space may set these.
+        allowed: Setting -> tells whether a value is one that it can have.
+        spread: Setting -> what it may differ over; a setting that is not here has one value for the whole model.
         build: (settings, anatomy) -> the adapter. Pure; an adapter of no parameters is no candidate.
         refuses: (settings, bits, anatomy) -> why this cannot be trained on that base; "" if it can.
         bits: Bits of a base weight on which its gradients are right.
@@ -56,7 +77,9 @@ class Method:
     learning_rate: float
     learning_rate_source: str
     settings: Mapping[str, str]
+    allowed: Mapping[str, Allowed]
     build: Callable[[Settings, Anatomy], Build]
+    spread: Mapping[str, tuple[Per, ...]] = field(default_factory=dict)
     refuses: Callable[[Settings, int, Anatomy], str] = _never
     bits: tuple[int, ...] = (4, 8, 16, 32)
     tasks: tuple[str, ...] = ("text-classification", "causal-lm")
@@ -75,12 +98,31 @@ def chosen(linears: Iterable[Linear], settings: Settings, *names: str) -> dict[s
 
     A setting that is not given counts as 1; a linear at which one of them is 0 is off.
     """
+    readers = [_reader(settings.get(name, 1)) for name in names]
     at: dict[str, float] = {}
     for linear in linears:
         factor = 1.0
-        for name in names:
-            value = setting_at(settings.get(name, 1), layer=linear.layer, kind=linear.kind)
-            factor *= number(value, 1)
+        for read in readers:
+            factor *= read(linear.layer, linear.kind)
         if factor > 0:
             at[linear.name] = factor
     return at
+
+
+def _reader(setting: Scalar | Mapping[str, Scalar]) -> Callable[[int, str], float]:
+    """Give what reads a setting at a layer and kind: `setting_at`, for many places at once."""
+    if not isinstance(setting, Mapping):
+        value = number(setting, 1)
+        return lambda layer, kind: value
+    places: dict[tuple[int | None, str | None], float] = {}
+    for key, said in setting.items():
+        for place in places_of(key):
+            places.setdefault(place, number(said, 1))
+
+    def read(layer: int, kind: str) -> float:
+        for place in ((layer, kind), (layer, None), (None, kind)):
+            if place in places:
+                return places[place]
+        return 0.0
+
+    return read

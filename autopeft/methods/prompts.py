@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from autopeft.anatomy import Anatomy
-from autopeft.methods.method import Build, Method, Settings, number
+from autopeft.methods.method import Build, Method, Settings, is_count, number
 
 
 def _tokens(settings: Settings) -> int:
@@ -84,6 +84,7 @@ PROMPT_TUNING = Method(
     learning_rate=3e-2,
     learning_rate_source="PEFT's prompt tuning guide (AdamW)",
     settings=_TOKENS,
+    allowed={"tokens": is_count},
     build=build_prompt,
     refuses=refuses,
     mergeable=False,
@@ -97,6 +98,7 @@ PREFIX_TUNING = Method(
     learning_rate=1e-2,
     learning_rate_source="PEFT's prefix tuning guide (AdamW)",
     settings=_TOKENS,
+    allowed={"tokens": is_count},
     build=build_prefix,
     refuses=refuses_prefix,
     mergeable=False,
@@ -110,6 +112,7 @@ P_TUNING = Method(
     learning_rate=1e-3,
     learning_rate_source="PEFT's P-tuning guide (AdamW)",
     settings={**_TOKENS, "width": "hidden width of the prompt network"},
+    allowed={"tokens": is_count, "width": is_count},
     build=build_p_tuning,
     refuses=refuses,
     mergeable=False,

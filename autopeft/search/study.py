@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
-from autopeft.errors import DamagedRunError
+from autopeft.errors import AutopeftError, DamagedRunError
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
@@ -43,6 +46,14 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
+def is_storage_url(text: object) -> bool:
+    """Tell whether a text has the form of a database's URL; whether somebody answers there is another question."""
+    try:
+        return bool(make_url(str(text)).get_dialect())
+    except (ArgumentError, ModuleNotFoundError):
+        return False
+
+
 class Study:
     """An Optuna study over a Problem: ask, tell, resume.
 
@@ -62,10 +73,12 @@ class Study:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
         feasible = FeasibleSampler(problem, engine, seed=seed)
-        self._study = _open(url, name, problem, feasible)
-        if self._disagrees(records):
-            optuna.delete_study(study_name=name, storage=self._study._storage)
-            self._study = _open(url, name, problem, feasible)
+        with _told_of(url):
+            self._storage = _connect(url)
+            self._study = _open(self._storage, name, problem, feasible)
+            if self._disagrees(records):
+                optuna.delete_study(study_name=name, storage=self._storage)
+                self._study = _open(self._storage, name, problem, feasible)
         self._distributions = distributions(problem.space)
         self._reconcile(records)
         self._again = self._orphans()
@@ -96,6 +109,11 @@ class Study:
         """Tell the result of a trial; telling it twice changes nothing."""
         state, values = _told(record, self._problem)
         self._study.tell(record.number, values, state=state, skip_if_finished=True)
+
+    def close(self) -> None:
+        """Let go of the storage; of SQLite, one file is left that can be copied."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def _disagrees(self, records: Sequence[TrialRecord]) -> bool:
         """Tell whether the study and the records disagree: one is an old copy, or somebody took a record out."""
@@ -142,22 +160,33 @@ class Study:
                 self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params), IDENTITY: identity})
 
 
-def _open(url: str, name: str, problem: Problem, sampler: BaseSampler) -> optuna.Study:
-    if url.startswith("sqlite:///"):
-        _make_durable(Path(url.removeprefix("sqlite:///")))
-    directions = [o.goal for o in problem.objectives]
+@contextmanager
+def _told_of(url: str) -> Iterator[None]:
+    """Say of any fault of the storage which one it is, and what to do."""
     try:
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
-        study = optuna.create_study(
-            storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
-        )
+        yield
+    except AutopeftError:
+        raise
     except Exception as error:
         raise DamagedRunError(
             f"study: cannot open {url}: {str(error).splitlines()[0]}. If it is the run's own study.db, delete it: "
             "resume rebuilds it from records.jsonl. If it is another storage, see that it runs and can be reached."
         ) from error
+
+
+def _connect(url: str) -> RDBStorage:
+    if url.startswith("sqlite:///"):
+        _make_durable(Path(url.removeprefix("sqlite:///")))
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
+
+
+def _open(storage: RDBStorage, name: str, problem: Problem, sampler: BaseSampler) -> optuna.Study:
+    directions = [o.goal for o in problem.objectives]
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
+    )
     if [d.name.lower() for d in study.directions] != directions:
-        raise DamagedRunError(f"study: {url} holds {len(study.directions)} objectives, not these {len(directions)}")
+        raise DamagedRunError(f"study: {name} holds {len(study.directions)} objectives, not these {len(directions)}")
     study.set_metric_names([o.name for o in problem.objectives])
     return study
 
@@ -165,7 +194,7 @@ def _open(url: str, name: str, problem: Problem, sampler: BaseSampler) -> optuna
 def _make_durable(path: Path) -> None:
     """Switch the file to write-ahead logging: safe against a kill, and half the time of a commit."""
     try:
-        with sqlite3.connect(path, timeout=60) as connection:
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
     except sqlite3.DatabaseError as error:
         raise DamagedRunError(

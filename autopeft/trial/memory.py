@@ -16,10 +16,14 @@ class StorageTracker(TorchDispatchMode):
 
     A storage is counted once however many views share it, and until it is freed. Process memory (RSS) would count the
     interpreter, the allocator's slack and whatever earlier trials left.
+
+    Attributes:
+        block_bytes: Every storage is counted as a multiple of this; CUDA's allocator hands out 512.
     """
 
-    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
+    def __init__(self, resident: Iterable[torch.Tensor], *, block_bytes: int = 1) -> None:
         super().__init__()
+        self.block_bytes = block_bytes
         self._alive: dict[int, int] = {}
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -33,10 +37,15 @@ class StorageTracker(TorchDispatchMode):
         key = storage._cdata
         if key in self._alive or storage.nbytes() == 0:
             return
-        self._alive[key] = storage.nbytes()
-        self.live_bytes += storage.nbytes()
+        size = -(-storage.nbytes() // self.block_bytes) * self.block_bytes
+        self._alive[key] = size
+        self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         weakref.finalize(storage, self._freed, key)
+        self._born(key, size)
+
+    def _born(self, key: int, size: int) -> None:
+        """Note a new storage; for those who keep a log."""
 
     def _freed(self, key: int) -> None:
         self.live_bytes -= self._alive.pop(key)

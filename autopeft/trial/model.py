@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -66,6 +69,31 @@ def load_config(source: ModelSource) -> Any:
     return config
 
 
+def check_weights(path: str) -> None:
+    """Make sure that a folder's weights are there and whole as far as their headers tell; a hub id is not looked into.
+
+    Raises:
+        SourceError: If they are not.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    found = {file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin"))}
+    if not found:
+        raise SourceError(f"model: the folder {path!r} holds no weights (*.safetensors, *.bin)")
+    for index in folder.glob("*.index.json"):
+        needed = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if missing := sorted(needed - found):
+            raise SourceError(f"model: the folder {path!r} lacks {', '.join(missing[:3])}, which {index.name} names")
+    for name in sorted(found):
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise SourceError(f"model: {str(folder / name)!r} is damaged: {error}") from error
+
+
 def load_tokenizer(path: str) -> Any:
     """Load the model's tokenizer, with a padding token.
 
@@ -75,7 +103,7 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"tokenizer: {_unreadable(path, error)}") from error
+        raise SourceError(f"{_unreadable(path, error)} (reading its tokenizer)") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -83,6 +111,8 @@ def load_tokenizer(path: str) -> Any:
 
 def _unreadable(path: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+        return f"model: the folder {path!r} is no model: it has no config.json"
     if os.path.exists(path):
         return f"model: cannot read the folder {path!r}: {first}"
     return f"model: {path!r} is no folder here, and as a hub id it cannot be loaded: {first}"
@@ -194,7 +224,9 @@ def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> 
     """
     config = load_config(source)
     dtype = torch.float32 if bits == 32 or (device == "cpu" and bits != 16) else torch.bfloat16
-    options: dict[str, Any] = {"dtype": dtype, "config": config}
+    # A checkpoint that was made for other classes has a head of another size; its place takes a new one.
+    other_head = source.task == "text-classification"
+    options: dict[str, Any] = {"dtype": dtype, "config": config, "ignore_mismatched_sizes": other_head}
     if bits in (4, 8):
         options |= {"quantization_config": quantization(bits, dtype, source), "device_map": {"": device}}
     torch.manual_seed(seed)

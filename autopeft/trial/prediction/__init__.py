@@ -1,0 +1,5 @@
+"""Memory before training: traces without a GPU, and a model of them that answers at once."""
+
+from autopeft.trial.prediction.trace import MemoryTrace, TrainingSetup, trace_peak
+
+__all__ = ["MemoryTrace", "TrainingSetup", "trace_peak"]

@@ -1,0 +1,230 @@
+"""How a device computes, for a model of fake tensors: its attention and dropout kernels and its rules of autocast.
+
+Tensors without storage lie on the "cpu" device, as a build of PyTorch without CUDA cannot differentiate fake ones on
+"cuda". What a CUDA device would keep for the backward pass differs in three places, and only there: attention runs in
+a fused kernel, dropout keeps a mask of booleans, and autocast has its own lists. All three are put in by a mode that
+holds for one thread and one `with` block; nothing is registered or replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+Device = Literal["cuda", "cpu"]
+Policy = Literal["lower", "float32", "widest"]
+
+# The lists of aten/src/ATen/autocast_mode.h (PyTorch 2.13), without convolutions and recurrent cells.
+_LOWER = (
+    "matmul mm bmm mv addmm addmv addbmm baddbmm addr einsum linear chain_matmul multi_dot vecdot "
+    "scaled_dot_product_attention prelu __matmul__ __rmatmul__ bilinear"
+).split()
+_FLOAT32 = (
+    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus "
+    "layer_norm native_layer_norm group_norm cosine_similarity nll_loss kl_div l1_loss smooth_l1_loss huber_loss "
+    "mse_loss binary_cross_entropy_with_logits cross_entropy dist cdist renorm logsumexp prod softmax log_softmax "
+    "cumprod cumsum vector_norm matrix_norm norm sum"
+).split()
+_WIDEST = "addcdiv addcmul atan2 cross dot vdot grid_sample index_put tensordot scatter_add".split()
+# Where a dtype is given, these keep to it.
+_TAKES_DTYPE = frozenset("prod softmax log_softmax cumprod cumsum vector_norm matrix_norm sum".split())
+
+# Sizes of the fused kernels: head widths that they align to, and the padding of a bias (attention.cpp, PyTorch 2.13).
+_HEAD_ALIGNMENT = {2: 8, 4: 4}
+_LARGEST_FLASH_HEAD = 256
+_BIAS_ALIGNMENT = 16
+
+
+@cache
+def _policies() -> Mapping[Callable[..., Any], tuple[Policy, str]]:
+    """Map every function that autocast knows, under each of its names, to its policy."""
+    lists: tuple[tuple[Policy, list[str]], ...] = (("lower", _LOWER), ("float32", _FLOAT32), ("widest", _WIDEST))
+    homes = (torch, torch.Tensor, F, torch.linalg, torch._C._nn, torch.special)
+    found: dict[Callable[..., Any], tuple[Policy, str]] = {}
+    for policy, names in lists:
+        for name in names:
+            for home in homes:
+                function = getattr(home, name, None)
+                if callable(function):
+                    found[function] = (policy, name)
+    return found
+
+
+class DeviceKernels(TorchFunctionMode):
+    """Computes as `device` does while it is on, in this thread.
+
+    Attributes:
+        autocast_dtype: The type that `autocasting` lowers to; None for no autocast.
+    """
+
+    def __init__(self, device: Device, *, autocast_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.device = device
+        self.autocast_dtype = autocast_dtype
+        self._casting = False
+        self._in_backward = False
+        # Autocast casts a parameter once and keeps the copy until its context ends.
+        self._cast: dict[int, torch.Tensor] = {}
+
+    @contextmanager
+    def autocasting(self) -> Iterator[None]:
+        """Run the forward pass under autocast, as `torch.autocast(device)` would."""
+        if self.autocast_dtype is None:
+            yield
+            return
+        if self.device == "cpu":
+            with torch.autocast("cpu", dtype=self.autocast_dtype):
+                yield
+            return
+        # PEFT asks whether autocast is on; on CUDA's own key it changes nothing for tensors that lie elsewhere.
+        before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", True)
+        self._casting = True
+        try:
+            yield
+        finally:
+            self._casting = False
+            self._cast.clear()
+            torch.set_autocast_enabled("cuda", before)
+
+    @contextmanager
+    def backward_pass(self) -> Iterator[None]:
+        """Run the backward pass; what gradient checkpointing computes anew is under autocast again."""
+        self._in_backward = True
+        try:
+            yield
+        finally:
+            self._in_backward = False
+            self._cast.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function as the device would."""
+        kwargs = dict(kwargs or {})
+        if self.device == "cuda" and self.autocast_dtype is not None and self._lowers():
+            args, kwargs = self._autocast(func, args, kwargs)
+        if func is F.scaled_dot_product_attention:
+            attend = _cuda_attention if self.device == "cuda" else _cpu_attention
+            return attend(*args, **kwargs)
+        if func is F.dropout and self.device == "cuda":
+            return _cuda_dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _lowers(self) -> bool:
+        # In the backward pass only a recomputed forward builds a graph; hand-written backwards run without autocast.
+        return self._casting or (self._in_backward and torch.is_grad_enabled())
+
+    def _autocast(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        policy, name = _policies().get(func, (None, ""))
+        if policy is None or (name in _TAKES_DTYPE and kwargs.get("dtype") is not None):
+            return args, kwargs
+        target: torch.dtype | None = torch.float32
+        if policy == "lower":
+            target = self.autocast_dtype
+        elif policy == "widest":
+            given = {a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()}
+            target = torch.float32 if torch.float32 in given else None
+        if target is None:
+            return args, kwargs
+        return (
+            tuple(self._to(value, target) for value in args),
+            {key: self._to(value, target) for key, value in kwargs.items()},
+        )
+
+    def _to(self, value: Any, target: torch.dtype) -> Any:
+        if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            return type(value)(self._to(v, target) for v in value)
+        castable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        if not castable or value.dtype == target:
+            return value
+        if not (target == self.autocast_dtype and value.is_leaf and value.requires_grad):
+            return value.to(target)
+        if id(value) not in self._cast:
+            self._cast[id(value)] = value.to(target)
+        return self._cast[id(value)]
+
+
+def _cuda_dropout(value: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Drop as CUDA does: the kernel keeps a mask of booleans."""
+    if p == 0.0 or not training:
+        return value
+    return torch.native_dropout(value, p, True)[0]
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask of booleans into one that is added to the scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, zero, torch.full((), float("-inf"), dtype=dtype, device=mask.device))
+
+
+def _cuda_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Attend as CUDA does: the flash kernel without a mask, the memory-efficient one with, else plain products.
+
+    Args:
+        query: ``(batch, heads, length, width)``; `key` and `value` may have fewer heads with `enable_gqa`.
+        attn_mask: Broadcasts to ``(batch, heads, length, key length)``.
+    """
+    width = query.shape[-1]
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    aligned = width % _HEAD_ALIGNMENT.get(query.element_size(), 1) == 0 and value.shape[-1] == width
+    if attn_mask is None and half and aligned and width <= _LARGEST_FLASH_HEAD:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    if not aligned:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    bias = None
+    if attn_mask is not None:
+        bias = _additive(attn_mask, query.dtype)
+        length = bias.shape[-1]
+        if length % _BIAS_ALIGNMENT:
+            bias = F.pad(bias, (0, -length % _BIAS_ALIGNMENT))[..., :length]
+        bias = bias.expand(*query.shape[:3], length)
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    saves = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return efficient(query, key, value, bias, saves, dropout_p, is_causal, scale=scale)[0]
+
+
+def _cpu_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Attend as the CPU does: its flash kernel where there is no dropout; a fake tensor would take plain products."""
+    fused = dropout_p == 0.0 and not enable_gqa and (attn_mask is None or not attn_mask.requires_grad)
+    if not fused:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    bias = None if attn_mask is None else _additive(attn_mask, query.dtype)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return flash(query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale)[0]
