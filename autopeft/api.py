@@ -17,7 +17,8 @@ from autopeft.labels import describe
 from autopeft.loop import ENDINGS, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
-from autopeft.records import AdapterPlan, Candidate, digest
+from autopeft.pareto import front
+from autopeft.records import AdapterPlan, Candidate, Cost, digest
 from autopeft.registry import unknown
 from autopeft.request import SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
@@ -138,7 +139,7 @@ def resume(
             raise RequestError(
                 f"{name}: a run keeps what it was started with; on resume only {', '.join(_MAY_CHANGE)} may change"
             )
-    request = make_request({**stored, **given}, own_objectives=tuple(o.name for o in objectives))
+    request = make_request({**stored, **given}, own_objectives=tuple(stored["objectives"]))
     assembly = reassemble(run, objectives=objectives, cost=cost)
     with ExitStack() as stack:
         view = view or _own_view(stack)
@@ -189,6 +190,8 @@ def _run(
         finally:
             executor.close()
             study.close()
+            if runner is None:
+                run.sweep(point.number for point in front(run.records, problem.objectives))
             report = Result(run.path).report() if run.records else None
         result = Result(run.path)
         view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
@@ -212,10 +215,21 @@ class Estimate:
     configuration: str
     candidate: Candidate
     plan: AdapterPlan
-    adapter_params: int
-    head_params: int
+    cost: Cost
     base_params: int
     fits: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for JSON."""
+        return {
+            "configuration": self.configuration,
+            "adapter_params": self.cost.adapter_params,
+            "head_params": self.cost.head_params,
+            "trainable_params": self.cost.trainable_params,
+            "fits": self.fits,
+            "candidate": dict(self.candidate.values),
+            "adapter_config": dict(self.plan.config),
+        }
 
 
 def estimate(**fields: Any) -> list[Estimate]:
@@ -237,17 +251,8 @@ def estimate(**fields: Any) -> list[Estimate]:
         plan, cost = problem.plan(candidate), problem.cost(candidate)
         assert plan is not None
         assert cost is not None
-        rows.append(
-            Estimate(
-                describe(candidate),
-                candidate,
-                plan,
-                cost.adapter_params,
-                cost.head_params,
-                anatomy.base_params,
-                problem.parameter_limit is None or cost.trainable_params <= problem.parameter_limit,
-            )
-        )
+        fits = problem.parameter_limit is None or cost.trainable_params <= problem.parameter_limit
+        rows.append(Estimate(describe(candidate), candidate, plan, cost, anatomy.base_params, fits))
     return rows
 
 

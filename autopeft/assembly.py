@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 
 from autopeft.anatomy import Anatomy
@@ -233,8 +234,7 @@ def _fitting_workers(info: RunInfo, cores: int, gpus: float) -> int:
 
         return max(1, int(torch.cuda.device_count() / gpus))
     weights = 4 * (info.anatomy or {}).get("base_params", 0)
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(cores, int(free * 0.8 / (_WORKER_BYTES + 2 * weights))))
+    return max(1, min(cores, int(psutil.virtual_memory().available * 0.8 / (_WORKER_BYTES + 2 * weights))))
 
 
 def versions() -> dict[str, str]:
@@ -251,7 +251,7 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, str]:
     """Say what this machine is."""
     found = {"machine": f"{platform.system()} {platform.machine()}", "cores": str(os.cpu_count())}
-    found["memory"] = show_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    found["memory"] = show_bytes(psutil.virtual_memory().total)
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [x.partition(":")[2].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]

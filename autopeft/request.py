@@ -40,7 +40,9 @@ class SearchRequest(BaseModel):
     budget: str | int = Field("0.5%", description="most trainable parameters: a share of the model, a count, or none")
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
     time: str | float | None = Field(None, description="most time of the search, e.g. 30min")
-    trials: Annotated[int, Field(ge=1)] | None = Field(None, description="how many candidates to train")
+    trials: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="how many candidates to train; by default 24 if there is no time limit"
+    )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
     batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows an optimiser step")
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a row is cut to")
@@ -167,6 +169,8 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
         RequestError: Listing every fault as "field: value and remedy".
     """
     given = {k: v for k, v in fields.items() if v is not None}
+    if "trials" not in given and "time" not in given:
+        given["trials"] = _TRIALS
     faults: list[str] = []
     for name in [name for name in given if name not in SearchRequest.model_fields]:
         faults.append(str(unknown(name, SearchRequest.model_fields, what="field")))
@@ -193,21 +197,15 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
     return request
 
 
+_TRIALS = 24
+"""Trials of a search without any limit: enough for every hand-made configuration and as many again."""
+
 _DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
 
 
 def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Give the defaults of the embedded model and data, which end in a few minutes on two cores; else none."""
     return dict(_DEMO) if fields.get("model") is None and fields.get("data") is None else {}
-
-
-def read_request(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchRequest:
-    """Read a request from YAML; `overrides` (from the command line) win.
-
-    Raises:
-        RequestError: If the file is not there, is not YAML, or has faults.
-    """
-    return make_request({**read_fields(path), **{k: v for k, v in (overrides or {}).items() if v is not None}})
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from autopeft.errors import DamagedRunError, RequestError
 from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
-from autopeft.request import SearchRequest, read_request, write_request
+from autopeft.request import SearchRequest, make_request, read_fields, write_request
 
 _LOCK = ".lock"
 _PREPARATION = {_LOCK, "data", "run.json", ".run.json.partial", ".request.yaml.partial"}
@@ -115,7 +115,9 @@ class RunDirectory:
     def request(self) -> SearchRequest:
         """The request that the run was started with."""
         try:
-            return read_request(self.path / "request.yaml")
+            fields = read_fields(self.path / "request.yaml")
+            # Objectives of the caller's own are known by their names alone until the caller brings them along.
+            return make_request(fields, own_objectives=tuple(fields.get("objectives") or ()))
         except RequestError as error:
             raise DamagedRunError(f"{self.path / 'request.yaml'}: {error}") from error
 
@@ -183,6 +185,13 @@ class RunDirectory:
         if info.schema != SCHEMA_VERSION:
             raise DamagedRunError(f"{path} has schema {info.schema}, this autopeft reads {SCHEMA_VERSION}")
         return info
+
+    def sweep(self, numbers: Iterable[int]) -> None:
+        """Once no worker is running: remove every adapter that is not one of these, half-saved ones among them."""
+        kept = {Path(adapter_dir(n)).name for n in numbers}
+        for folder in (self.path / "adapters").glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def keep_adapters(self, numbers: Iterable[int]) -> None:
         """Remove the adapters of recorded trials that are not among these."""

@@ -1,8 +1,9 @@
 """How much of a run survives kill -9: the driver and the workers of real searches, killed at random moments.
 
-Each life is a search of the embedded default by the real command line. At a random moment its driver, or one of its
-Ray workers, is killed; `autopeft resume` goes on until the search is done; then the run directory is checked against
-what it held at the kill. Prints a table, and writes it as CSV.
+Each life is a search of the embedded default by the real command line. Its stages are the preparation, the start of
+Ray, the time until each record, and the report; the moments are spread evenly over the stages, and drawn at random
+within. At its moment the driver, or one of its Ray workers, is killed; `autopeft resume` goes on until the search is
+done; then the run directory is checked against what it held at the kill. Prints a table, and writes it as CSV.
 
     python benchmarks/kill.py --drivers 10 --workers 5 --seed 0
 """
@@ -23,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ TRIALS = 8
 SEARCH = ("--executor", "ray", "--workers", "2", "--trials", str(TRIALS), "--steps", "4", "--eval-rows", "20")
 NO_TIME_LIMIT = ("--time", "1h")  # the default's own limit would end a search on a slow machine
 WORKER_TITLE = "ray::ResourceTrainable"  # Tune wraps the trainable in a class of its own
+_TRAINING = ".train"  # what Ray adds to the title of a worker at work
 _STARTED = re.compile(r"^trial (\d+) started", re.MULTILINE)
 _MOST_RESUMES = 3
 _PATIENCE_SECONDS = 600.0
@@ -145,16 +147,10 @@ class Driver:
         """Give the numbers of the trials that it has started."""
         return [int(number) for number in _STARTED.findall(self.said())]
 
-    def wait_until(self, seconds: float) -> bool:
-        """Wait until it is so old; tells whether it still runs then."""
-        while self.seconds < seconds and self.process.poll() is None:
-            time.sleep(min(0.02, max(0.0, seconds - self.seconds)))
-        return self.process.poll() is None
-
-    def wait_for(self, text: str) -> bool:
-        """Wait until its log holds a text; tells whether it still runs then."""
-        while text not in self.said() and self.process.poll() is None and self.seconds < _PATIENCE_SECONDS:
-            time.sleep(0.05)
+    def wait_until(self, reached: Callable[[], bool]) -> bool:
+        """Wait until something is so; tells whether the process still runs then."""
+        while self.process.poll() is None and not reached() and self.seconds < _PATIENCE_SECONDS:
+            time.sleep(0.01)
         return self.process.poll() is None
 
     def end(self) -> int:
@@ -170,6 +166,54 @@ def start(run_dir: Path) -> Driver:
 def go_on(run_dir: Path) -> Driver:
     """Resume a search."""
     return Driver("resume", str(run_dir), log=run_dir.with_suffix(".resume"))
+
+
+# --- moments ---------------------------------------------------------------------------------------------------------
+
+
+PREPARING, STARTING, SEARCHING = 0, 1, 2
+"""The first stages of a life; each record begins another."""
+
+
+def stage(driver: Driver, run_dir: Path) -> int:
+    """Tell how far a search is."""
+    if not (run_dir / "request.yaml").exists():
+        return PREPARING
+    if not driver.started():
+        return STARTING
+    return SEARCHING + len(record_lines(run_dir))
+
+
+def measure_stages(run_dir: Path) -> list[float]:
+    """Run a search to its end; gives the seconds that each stage took."""
+    driver = start(run_dir)
+    begins = {PREPARING: 0.0}
+    while driver.wait_until(lambda: stage(driver, run_dir) not in begins):
+        begins[stage(driver, run_dir)] = driver.seconds
+    if driver.end():
+        sys.exit(f"a search that nobody killed failed: {driver.said()}")
+    times = [begins.get(number, driver.seconds) for number in range(SEARCHING + TRIALS + 1)] + [driver.seconds]
+    return [max(0.0, after - before) for before, after in itertools.pairwise(times)]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """So many seconds after a stage began."""
+
+    stage: int
+    seconds: float
+
+    def wait(self, driver: Driver, run_dir: Path) -> bool:
+        """Wait for it; tells whether the driver still runs then."""
+        driver.wait_until(lambda: stage(driver, run_dir) >= self.stage)
+        began = driver.seconds
+        return driver.wait_until(lambda: driver.seconds - began >= self.seconds)
+
+
+def spread(count: int, stages: Sequence[float], chance: random.Random, *, first: int, last: int) -> list[Moment]:
+    """Draw a moment in each of so many equal parts of the stages from `first` to `last`."""
+    places = [first + (last + 1 - first) * (part + chance.random()) / count for part in range(count)]
+    return [Moment(int(place), stages[int(place)] * (place - int(place))) for place in places]
 
 
 # --- what must hold --------------------------------------------------------------------------------------------------
@@ -274,8 +318,8 @@ class Life:
     """One search, what was killed of it and when, and what came of it."""
 
     killed: Literal["driver", "worker"]
-    moment: float
-    phase: str = ""
+    seconds: float
+    phase: str
     before: int = 0
     after: int = 0
     lost: int = 0
@@ -287,46 +331,38 @@ class Life:
     faults: list[str] = field(default_factory=list)
 
 
-def kill_driver(run_dir: Path, moment: float) -> Life:
+def kill_driver(run_dir: Path, moment: Moment) -> Life:
     """Kill a search's driver at a moment of its life, resume it to its end, and check it."""
-    life = Life("driver", moment)
     driver = start(run_dir)
-    if not driver.wait_until(moment):
-        driver.end()
-        life.phase = "it had ended"
+    ended = not moment.wait(driver, run_dir)
     orphans = Orphans(descendants(driver.process.pid))
     driver.process.kill()
     driver.end()
     orphans.start()
-    life.moment = round(driver.seconds, 1)
+    life = Life("driver", round(driver.seconds, 1), "it had just ended" if ended else _phase(driver, run_dir))
     before = record_lines(run_dir)
-    life.phase = life.phase or _phase(driver, run_dir, before)
     resumed = _resume_to_the_end(run_dir, life)
     _check_life(life, run_dir, before, [driver, *resumed])
     life.workers_gone_seconds, life.left = orphans.end()
     return life
 
 
-def kill_worker(run_dir: Path, moment: float, *, pick: random.Random) -> Life:
-    """Kill one worker of a search at a moment after its first trial began; the search itself must go on."""
-    life = Life("worker", moment)
+def kill_worker(run_dir: Path, moment: Moment, *, pick: random.Random) -> Life:
+    """Kill one worker of a search at a moment of its life; the search itself must go on, and is checked."""
     driver = start(run_dir)
-    driver.wait_for("trial 0 started")
-    first = driver.seconds
+    moment.wait(driver, run_dir)
     victims: list[Process] = []
-    while not victims and driver.wait_until(first + moment):
-        victims = workers_of(driver.process.pid)
-        time.sleep(0.02)
-    life.moment = round(driver.seconds, 1)
+    driver.wait_until(lambda: bool(victims.extend(workers_of(driver.process.pid)) or victims))
     before = record_lines(run_dir)
+    life = Life("worker", round(driver.seconds, 1), _phase(driver, run_dir) if victims else "it had just ended")
     if victims:
-        pick.choice(victims).kill()
-        life.phase = _phase(driver, run_dir, before)
-    else:
-        life.phase = "it had ended"
+        victim = pick.choice(victims)
+        victim.kill()
+        life.again = int(victim.title.endswith(_TRAINING))
+        life.phase += "" if life.again else ", this worker idle"
     if code := driver.end():
         life.faults.append(f"the search ended with exit code {code}: {driver.said()[-300:]}")
-    resumed = _resume_to_the_end(run_dir, life)
+    resumed = _resume_to_the_end(run_dir, life) if code else []
     _check_life(life, run_dir, before, [driver, *resumed])
     return life
 
@@ -352,33 +388,30 @@ def _check_life(life: Life, run_dir: Path, before: Sequence[bytes], drivers: Seq
     life.before, life.after = checked.records_before, checked.records_after
     life.lost, life.twice = checked.lost, checked.counted_twice
     started = [number for driver in drivers for number in driver.started()]
-    life.again = len(_repeated(started))
+    life.again += len(_repeated(started))
     life.faults += checked.faults
 
 
-def _phase(driver: Driver, run_dir: Path, before: Sequence[bytes]) -> str:
-    if not run_dir.exists():
-        return "before the run directory"
-    if not (run_dir / "request.yaml").exists():
-        return "preparing"
-    if not driver.started():
-        return "starting Ray"
-    return "reporting" if len(before) >= TRIALS else f"trial {max(driver.started())} under way"
+def _phase(driver: Driver, run_dir: Path) -> str:
+    match stage(driver, run_dir):
+        case 0:
+            return "preparing, the run directory is there" if run_dir.exists() else "before the run directory"
+        case 1:
+            return "starting Ray"
+        case number if number < SEARCHING + TRIALS:
+            return f"trial {max(driver.started())} under way"
+        case _:
+            return "writing the report"
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
-
-
-def _spread(count: int, seconds: float, chance: random.Random) -> list[float]:
-    """Draw a moment in each of so many equal parts of a life."""
-    return [seconds * (i + chance.random()) / count for i in range(count)]
 
 
 def table(lives: Sequence[Life]) -> str:
     """Write the lives as a Markdown table."""
     head = "| killed | at (s) | moment | records before | after | lost | counted twice | run again | resumes | faults |"
     rows = [
-        f"| {life.killed} | {life.moment:.1f} | {life.phase} | {life.before} | {life.after} | {life.lost} "
+        f"| {life.killed} | {life.seconds:.1f} | {life.phase} | {life.before} | {life.after} | {life.lost} "
         f"| {life.twice} | {life.again} | {life.resumes} | {'; '.join(life.faults) or 'none'} |"
         for life in lives
     ]
@@ -415,17 +448,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="autopeft-kill-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        driver = start(folder / "whole")
-        driver.wait_for("trial 0 started")
-        first = driver.seconds
-        if driver.end():
-            sys.exit(f"a search that nobody killed failed: {driver.said()}")
-        whole = driver.seconds
-        print(f"a whole life takes {whole:.1f} s, its first trial begins at {first:.1f} s", flush=True)
-        for i, moment in enumerate(_spread(options.drivers, whole, chance)):
+        stages = measure_stages(folder / "whole")
+        print(f"a life takes {sum(stages):.1f} s; its stages: {', '.join(f'{s:.1f}' for s in stages)}", flush=True)
+        for i, moment in enumerate(spread(options.drivers, stages, chance, first=PREPARING, last=len(stages) - 1)):
             lives.append(kill_driver(folder / f"driver-{i}", moment))
             print(lives[-1], flush=True)
-        for i, moment in enumerate(_spread(options.workers, whole - first, chance)):
+        for i, moment in enumerate(spread(options.workers, stages, chance, first=SEARCHING, last=len(stages) - 2)):
             lives.append(kill_worker(folder / f"worker-{i}", moment, pick=chance))
             print(lives[-1], flush=True)
     print(f"\n{table(lives)}")

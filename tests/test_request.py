@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from autopeft.errors import RequestError
-from autopeft.request import SearchRequest, demo_defaults, make_request, read_request, write_request
+from autopeft.request import SearchRequest, demo_defaults, make_request, read_fields, write_request
 
 
 def faults_of(fields, **options):
@@ -104,26 +104,26 @@ def test_a_request_survives_yaml(tmp_path):
         }
     )
     write_request(request, tmp_path / "r.yaml")
-    assert read_request(tmp_path / "r.yaml") == request
+    assert make_request(read_fields(tmp_path / "r.yaml")) == request
     assert set(yaml.safe_load((tmp_path / "r.yaml").read_text())) == set(SearchRequest.model_fields)
 
 
-def test_what_the_command_line_says_wins_over_the_file(tmp_path):
-    (tmp_path / "r.yaml").write_text("steps: 7\nseed: 1\n")
-    request = read_request(tmp_path / "r.yaml", {"steps": 9, "trials": None})
-    assert (request.steps, request.seed, request.trials) == (9, 1, None)
+def test_a_search_without_any_limit_ends_after_some_trials():
+    assert make_request({}).trials == 24
+    assert make_request({"time": "1h", "trials": None}).trials is None
+    assert make_request({"trials": 3}).trials == 3
 
 
 @pytest.mark.parametrize(("text", "why"), [("steps: [1", "is not YAML"), ("- 1\n", "holds list"), ("3\n", "holds int")])
 def test_a_file_that_is_no_request_is_a_fault(text, why, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RequestError, match=why):
-        read_request(tmp_path / "r.yaml")
+        read_fields(tmp_path / "r.yaml")
 
 
 def test_a_file_that_is_not_there_is_a_fault(tmp_path):
     with pytest.raises(RequestError, match=r"cannot read .*gone"):
-        read_request(tmp_path / "gone.yaml")
+        read_fields(tmp_path / "gone.yaml")
 
 
 def test_a_metric_is_checked_once_the_task_is_known():

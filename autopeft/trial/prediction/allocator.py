@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 MIB = 1 << 20
 BLOCK_BYTES = 512
+EMPTY_CACHE = (-1, -1)
+"""In a list of events: torch.cuda.empty_cache()."""
 _SMALL_BYTES = MIB
 _SMALL_SEGMENT_BYTES = 2 * MIB
 _MEDIUM_BYTES = 10 * MIB
@@ -130,7 +132,9 @@ def replay(events: Iterable[tuple[int, int]], *, allocator: CachingAllocator | N
     """Replay (key, size in bytes) in order; size 0 releases the key."""
     allocator = allocator or CachingAllocator()
     for key, size in events:
-        if size:
+        if (key, size) == EMPTY_CACHE:
+            allocator.empty_cache()
+        elif size:
             allocator.allocate(key, size)
         else:
             allocator.release(key)

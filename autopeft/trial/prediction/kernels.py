@@ -21,19 +21,11 @@ Device = Literal["cuda", "cpu"]
 Policy = Literal["lower", "float32", "widest"]
 
 # The lists of aten/src/ATen/autocast_mode.h (PyTorch 2.13), without convolutions and recurrent cells.
-_LOWER = (
-    "matmul mm bmm mv addmm addmv addbmm baddbmm addr einsum linear chain_matmul multi_dot vecdot "
-    "scaled_dot_product_attention prelu __matmul__ __rmatmul__ bilinear"
-).split()
-_FLOAT32 = (
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus "
-    "layer_norm native_layer_norm group_norm cosine_similarity nll_loss kl_div l1_loss smooth_l1_loss huber_loss "
-    "mse_loss binary_cross_entropy_with_logits cross_entropy dist cdist renorm logsumexp prod softmax log_softmax "
-    "cumprod cumsum vector_norm matrix_norm norm sum"
-).split()
-_WIDEST = "addcdiv addcmul atan2 cross dot vdot grid_sample index_put tensordot scatter_add".split()
+_LOWER = ["matmul", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm", "addr", "einsum", "linear", "chain_matmul", "multi_dot", "vecdot", "scaled_dot_product_attention", "prelu", "__matmul__", "__rmatmul__", "bilinear"]
+_FLOAT32 = ["acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh", "tan", "pow", "__pow__", "__rpow__", "softplus", "layer_norm", "native_layer_norm", "group_norm", "cosine_similarity", "nll_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "cross_entropy", "dist", "cdist", "renorm", "logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "vector_norm", "matrix_norm", "norm", "sum"]
+_WIDEST = ["addcdiv", "addcmul", "atan2", "cross", "dot", "vdot", "grid_sample", "index_put", "tensordot", "scatter_add"]
 # Where a dtype is given, these keep to it.
-_TAKES_DTYPE = frozenset("prod softmax log_softmax cumprod cumsum vector_norm matrix_norm sum".split())
+_TAKES_DTYPE = frozenset(["prod", "softmax", "log_softmax", "cumprod", "cumsum", "vector_norm", "matrix_norm", "sum"])
 
 # Sizes of the fused kernels: head widths that they align to, and the padding of a bias (attention.cpp, PyTorch 2.13).
 _HEAD_ALIGNMENT = {2: 8, 4: 4}

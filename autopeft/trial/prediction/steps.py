@@ -15,8 +15,6 @@ from autopeft.trial.memory import StorageTracker
 from autopeft.trial.prediction.kernels import DeviceKernels
 
 
-
-
 class AllocationLog(StorageTracker):
     """Counts storages, and keeps their births and deaths in order.
 

@@ -8,26 +8,24 @@ counted is every storage that is alive, when.
 from __future__ import annotations
 
 import gc
-import io
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
 from autopeft.trial.adapters import peft_config
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, _head, quantization, tensors_of
-from autopeft.trial.prediction.allocator import BLOCK_BYTES, CachingAllocator, replay
+from autopeft.trial.prediction.allocator import BLOCK_BYTES, EMPTY_CACHE, CachingAllocator, replay
+from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import Device, DeviceKernels
 from autopeft.trial.prediction.optimizers import OPTIMIZERS
-from autopeft.trial.prediction.quantized import fake_weights, place_quantized
+from autopeft.trial.prediction.quantized import place_quantized
 from autopeft.trial.prediction.steps import AllocationLog, LayerMemory, LayerWatch, StepMemory, run_step
 from autopeft.trial.train import CLIP_NORM
 
@@ -59,6 +57,7 @@ class TrainingSetup:
     padded: bool = True
     use_cache: bool = False
     keeps_output: bool = False
+    empties_cache: bool = False
     four_bit_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
     clip_norm: float = CLIP_NORM
@@ -132,7 +131,7 @@ def trace_peak(
         SourceError: If the model has no form for the task.
     """
     start = time.monotonic()
-    with _no_storage() as mode:
+    with no_storage():
         model, base = _build_base(model_config, setup, task)
         kernels = DeviceKernels(setup.device, autocast_dtype=_autocast_dtype(setup))
         with kernels, AllocationLog(base, block_bytes=setup.block_bytes) as log:
@@ -154,6 +153,8 @@ def trace_peak(
             for number in range(steps):
                 if number == steps - 1:
                     log.restart_peak()
+                    if setup.empties_cache:
+                        log.events.append(EMPTY_CACHE)
                 last = run_step(
                     adapted,
                     batch,
@@ -167,7 +168,6 @@ def trace_peak(
                 )
                 state_bytes = _state_bytes(optimizer, setup.block_bytes)
         allocator = _replayed(resident, log.events)
-        del mode
     return MemoryTrace(
         peak_bytes=log.peak_bytes,
         reserved_bytes=allocator.reserved_bytes,
@@ -178,13 +178,6 @@ def trace_peak(
         step=last,
         seconds=time.monotonic() - start,
     )
-
-
-@contextmanager
-def _no_storage() -> Iterator[FakeTensorMode]:
-    """Make tensors without storage; some methods print while they are built, which is for nobody."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, redirect_stdout(io.StringIO()):
-        yield mode
 
 
 def _autocast_dtype(setup: TrainingSetup) -> torch.dtype | None:
@@ -200,7 +193,7 @@ def _build_base(model_config: Any, setup: TrainingSetup, task: str) -> tuple[Any
         model = auto.from_config(model_config, dtype=setup.base_dtype)
     if setup.bits in (4, 8):
         place_quantized(model, _quantization(setup, task))
-    _fake(model)
+    fake_model(model)
     model.config.use_cache = setup.use_cache
     return model, list(tensors_of(model).values())
 
@@ -211,24 +204,6 @@ def _quantization(setup: TrainingSetup, task: Any) -> Any:
         config.bnb_4bit_quant_type = setup.four_bit_type
         config.bnb_4bit_use_double_quant = setup.double_quant
     return config
-
-
-def _fake(model: nn.Module) -> None:
-    """Put tensors without storage in place of those on the meta device; shared ones stay shared."""
-    known: dict[int, torch.Tensor] = {}
-    tables: dict[str, torch.Tensor] = {}
-    for module in model.modules():
-        quantized = fake_weights(module, tables)
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None or (quantized and name == "weight"):
-                continue
-            if id(parameter) not in known:
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                known[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-            module._parameters[name] = known[id(parameter)]  # type: ignore[assignment]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = known.setdefault(id(buffer), torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _attach(model: Any, adapter: AdapterPlan | PeftConfig | None, task: Any) -> Any:

@@ -1,0 +1,154 @@
+"""Every method on bases of 16, 8 and 4 bits: it trains, its gradients are right, and the base stays what it was."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from families import batch_of
+
+from autopeft.methods import METHODS
+from autopeft.problem import plan_of
+from autopeft.records import Candidate
+from autopeft.space import settings_of
+from autopeft.trial.adapters import Resident
+from autopeft.trial.model import checksum, load_base, tensors_of
+from autopeft.trial.train import train
+
+PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
+CONFIGURATIONS = {
+    "lora": {"lora.rank": 4},
+    "dora": {"lora.rank": 4, "lora.dora": True},
+    "rslora": {"lora.rank": 4, "lora.rslora": True, "lora.dropout": 0.1},
+    **{name: {} for name in METHODS if name != "lora"},
+}
+CASES = [(*pair, name, bits) for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))]
+
+
+def plan_for(name, bits, anatomy):
+    method = METHODS["lora" if name in ("dora", "rslora") else name]
+    candidate = Candidate({"method": method.name, "bits": bits, **CONFIGURATIONS[name]})
+    if method.refuses(settings_of(candidate, method.name), bits, anatomy):
+        pytest.skip("refused")
+    return plan_of(candidate, anatomy)
+
+
+@pytest.mark.parametrize(("family", "task", "name", "bits"), CASES)
+def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits, resident_of, anatomy_of):
+    anatomy = anatomy_of(family, task)
+    plan, resident = plan_for(name, bits, anatomy), resident_of(family, task, bits)
+    before = checksum(resident.model)
+    copies = {n: t.detach().clone() for n, t in tensors_of(resident.model).items()}
+    torch.manual_seed(0)
+    try:
+        adapted = resident.attach(plan, task=task, head=anatomy.head)
+        start = {n: p.detach().float().clone() for n, p in adapted.named_parameters() if p.requires_grad}
+        training = train(
+            adapted,
+            batch_at=lambda step: batch_of(task),
+            steps=4,
+            learning_rate=plan.learning_rate,
+            seed=0,
+            device="cpu",
+            measured_step=1,
+        )
+        after = dict(adapted.named_parameters())
+        assert all(torch.isfinite(p).all() for p in after.values())
+        assert all(not torch.equal(after[n].float(), start[n]) for n in start if after[n].dtype == torch.float32)
+        assert training.losses[-1] < training.losses[0]
+        assert training.peak_bytes > sum(t.untyped_storage().nbytes() for t in copies.values())
+    finally:
+        resident.detach()
+    assert checksum(resident.model) == before
+    now = tensors_of(resident.model)
+    # The scales of an int8 weight move from the weight to the module's state in the first forward pass.
+    assert all(torch.equal(now[n], copies[n]) for n in copies)
+    assert now.keys() == copies.keys()
+
+
+def dense_twin(quantised, source):
+    """Load the base in 32 bits and give it the weights that the quantised one stands for."""
+    dense = load_base(source, bits=32, device="cpu")
+    replaced = 0
+    for name, module in quantised.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            scales = module.weight.SCB if module.state.SCB is None else module.state.SCB
+            weight = module.weight.data.float() * scales.view(-1, 1) / 127
+        else:
+            continue
+        replaced += 1
+        dense.get_submodule(name).weight.data.copy_(weight)
+    assert replaced
+    return dense
+
+
+def gradients(resident, plan, anatomy):
+    """One backward pass of the adapter away from its start; gives (logits, gradients)."""
+    torch.manual_seed(0)
+    try:
+        adapted = resident.attach(plan, task=anatomy.task, head=anatomy.head)
+        generator = torch.Generator().manual_seed(1)
+        trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        adapted.train()
+        torch.manual_seed(5)
+        out = adapted(**batch_of(anatomy.task))
+        out.loss.backward()
+        return out.logits.detach(), {n: p.grad.clone() for n, p in trained.items()}
+    finally:
+        resident.detach()
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task, bits, source_of, anatomy_of):
+    """On CPU both dequantise to fp32 and multiply in fp32, so only the order of the sums may differ.
+
+    A relative error of 1e-4 in the norm of each tensor is some hundred roundings of fp32 (6e-8), and far below what a
+    wrong scale or a repacked weight gives (of order 1).
+    """
+    anatomy, source = anatomy_of(family, task), source_of(family, task)
+    quantised = load_base(source, bits=bits, device="cpu")
+    twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
+    compared = 0
+    for name in CONFIGURATIONS:
+        if name == "dora" and bits == 8:
+            continue
+        plan = plan_for(name, bits, anatomy)
+        logits, grads = gradients(resident, plan, anatomy)
+        dense_logits, dense_grads = gradients(twin, plan, anatomy)
+        assert (logits - dense_logits).norm() <= 1e-4 * dense_logits.norm(), name
+        assert grads.keys() == dense_grads.keys()
+        for parameter, dense in dense_grads.items():
+            assert (grads[parameter] - dense).norm() <= 1e-4 * dense.norm() + 1e-8, (name, parameter)
+        compared += 1
+    assert compared == len(CONFIGURATIONS) - (bits == 8)
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_quantising_changes_the_linears_of_the_layers_and_nothing_else(family, task, resident_of, anatomy_of):
+    anatomy = anatomy_of(family, task)
+    for bits, kind in ((8, bnb.nn.Linear8bitLt), (4, bnb.nn.Linear4bit)):
+        model = resident_of(family, task, bits).model
+        found = {n for n, m in model.named_modules() if isinstance(m, kind)}
+        assert {x.name for x in anatomy.linears} <= found
+        assert not any(name.split(".")[0] in (*anatomy.head, "lm_head") for name in found)
+        for module in model.modules():
+            assert not getattr(module, "support_avx512bf16_for_cpu", False)
+
+
+def test_a_base_of_16_bits_computes_in_bfloat16(resident_of):
+    model = resident_of("llama", "causal-lm", 16).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_the_new_head_is_the_same_whatever_the_bits(resident_of):
+    heads = {bits: resident_of("bert", "text-classification", bits).model.classifier.weight for bits in (32, 16, 8, 4)}
+    for bits in (8, 4):
+        assert torch.equal(heads[bits], heads[32])
+    assert torch.equal(heads[16], heads[32].bfloat16())

@@ -1,0 +1,151 @@
+"""What a search saves is what it measured: plain PEFT loads it on a fresh base and gives the same logits."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import product
+
+import peft
+import pytest
+import torch
+import transformers
+from families import LABELS, PAIRS, batch_of
+from small_run import make_run_dir, make_unit, make_worker, pretrained
+
+import autopeft
+from autopeft.errors import SourceError
+from autopeft.methods import METHODS
+from autopeft.space import settings_of
+from autopeft.trial import worker as worker_module
+from autopeft.trial.model import load_base, read_anatomy
+
+CONFIGURATIONS = {
+    "lora": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.alpha": "16", "lora.rslora": True},
+    "dora": {"method": "lora", "lora.rank": 4, "lora.dora": True},
+    **{name: {"method": name} for name in METHODS if name != "lora"},
+}
+
+
+@pytest.fixture(scope="session")
+def worker_on(tmp_path_factory):
+    """Give a worker on a base without a head: (family, task) -> (worker, source, anatomy, run directory)."""
+
+    @cache
+    def worker(family, task):
+        source = pretrained(family, task, tmp_path_factory.mktemp("model"))
+        anatomy = read_anatomy(source)
+        run_dir = make_run_dir(tmp_path_factory.mktemp("run"), task)
+        return make_worker(run_dir, source, anatomy), source, anatomy, run_dir
+
+    return worker
+
+
+@pytest.fixture
+def train(worker_on, monkeypatch):
+    """Train and save in a worker; gives (logits as they were judged, adapter directory, source, measurement)."""
+    seen = []
+    original = worker_module.evaluate
+
+    def evaluate(model, *args, **kwargs):
+        seen.append(logits_of(model))
+        return original(model, *args, **kwargs)
+
+    def train(family, task, name, bits):
+        worker, source, anatomy, run_dir = worker_on(family, task)
+        values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0}
+        folder = f"adapters/{name}-{bits}"
+        unit = make_unit(anatomy, values, adapter_dir=folder)
+        method = METHODS[values["method"]]
+        if method.refuses(settings_of(unit.candidate, method.name), bits, anatomy):
+            pytest.skip("refused")
+        monkeypatch.setattr(worker_module, "evaluate", evaluate)
+        measurement = worker.run(unit)
+        return seen[-1], run_dir / folder, source, measurement
+
+    return train
+
+
+def logits_of(model):
+    inputs = {k: v for k, v in batch_of("text-classification").items() if k != "labels"}
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def fresh_base(source, dtype):
+    if source.task == "causal-lm":
+        return transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(
+        source.path, dtype=dtype, num_labels=len(LABELS)
+    )
+
+
+@pytest.mark.parametrize(("pair", "name", "bits"), list(product(PAIRS, CONFIGURATIONS, (32, 16))))
+def test_plain_peft_on_a_fresh_base_gives_the_logits_that_were_judged(pair, name, bits, train):
+    judged, folder, source, measurement = train(*pair, name, bits)
+    torch.manual_seed(999)  # a new head drawn by the user is another one, until the saved one is loaded
+    base = fresh_base(source, torch.float32 if bits == 32 else torch.bfloat16)
+    untrained = logits_of(base)
+    loaded = peft.PeftModel.from_pretrained(base, str(folder))
+    torch.testing.assert_close(logits_of(loaded), judged, rtol=0, atol=0)
+    assert untrained.shape != judged.shape or not torch.equal(untrained, judged)
+    assert measurement.adapter_bytes == sum(f.stat().st_size for f in folder.iterdir())
+
+
+@pytest.mark.parametrize(("pair", "name", "bits"), list(product(PAIRS, CONFIGURATIONS, (32, 8, 4))))
+def test_autopeft_load_gives_the_logits_that_were_judged(pair, name, bits, train):
+    judged, folder, _, _ = train(*pair, name, bits)
+    torch.manual_seed(999)
+    loaded = autopeft.load(folder)
+    assert not loaded.training
+    torch.testing.assert_close(logits_of(loaded), judged, rtol=0, atol=0)
+
+
+def test_the_saved_configuration_names_its_base_and_holds_no_weights_of_it(train, worker_on):
+    _, folder, source, measurement = train("bert", "text-classification", "lora", 32)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == source.path
+    assert config["inference_mode"]
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 - it is no dict
+    assert saved == measurement.trainable_params
+
+
+def test_saving_again_replaces_the_adapter_whole(train):
+    _, folder, _, _ = train("bert", "text-classification", "ia3", 32)
+    (folder / "left over").write_text("from a training that was cut off")
+    train("bert", "text-classification", "ia3", 32)
+    assert not (folder / "left over").exists()
+    assert not list(folder.parent.glob(".*partial"))
+
+
+def test_a_folder_without_an_adapter_of_ours_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="holds no adapter that autopeft saved"):
+        autopeft.load(tmp_path)
+    (tmp_path / "autopeft.json").write_text("{")
+    with pytest.raises(SourceError, match="holds no adapter that autopeft saved"):
+        autopeft.load(tmp_path)
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(train, tmp_path):
+    _, folder, _, _ = train("bert", "text-classification", "ia3", 32)
+    about = json.loads((folder / "autopeft.json").read_text())
+    about["source"]["path"] = str(tmp_path / "gone")
+    (tmp_path / "autopeft.json").write_text(json.dumps(about))
+    with pytest.raises(SourceError, match="gone"):
+        autopeft.load(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
+    _, source, anatomy, _ = worker_on("bert", "text-classification")
+
+    def head(seed):
+        torch.manual_seed(12345 + seed)  # whatever happened before
+        model = load_base(source, bits=bits, device="cpu", seed=seed)
+        return torch.cat([p.float().flatten() for n, p in model.named_parameters() if n.split(".")[0] in anatomy.head])
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))

@@ -1,0 +1,318 @@
+"""The Python face: search, resume, estimate, load, and what a Result tells."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from fruits import SMALL
+
+import autopeft as ap
+from autopeft.errors import AllTrialsFailedError, DamagedRunError, RequestError, SourceError, UnknownNameError
+
+SPACE = {
+    "parameters": {
+        "method": {"choices": ["line", "curve"]},
+        "width": {"ordinal": [1, 2, 4, 8], "size": True},
+        "bend": {"low": 0.1, "high": 10.0, "log": True, "when": {"method": ["curve"]}},
+    },
+    "start": [{"method": "line", "width": 4}],
+}
+
+
+def measure(candidate: ap.Candidate, steps: int) -> ap.Measurement:
+    bend = float(candidate.values.get("bend", 0.0))
+    return ap.Measurement(quality=float(candidate["width"]) - abs(bend - 1) + steps / 100, trainable_params=3)
+
+
+def width(candidate: ap.Candidate) -> int:
+    return int(candidate["width"])
+
+
+# --- the result ------------------------------------------------------------------------------------------------------
+
+
+def test_front_is_a_table_best_quality_first(done: ap.Result) -> None:
+    assert isinstance(done.front, pd.DataFrame)
+    assert list(done.front.columns[:4]) == ["trial", "quality", "params", "memory"]
+    assert list(done.front["quality"]) == sorted(done.front["quality"], reverse=True)
+    assert set(done.front["trial"]) <= set(done.trials["trial"])
+
+
+def test_trials_are_all_there_with_their_state(done: ap.Result) -> None:
+    assert list(done.trials["trial"]) == [0, 1, 2]
+    assert set(done.trials["state"]) == {"complete"}
+
+
+def test_picks_are_points_of_the_front(done: ap.Result) -> None:
+    assert set(done.picks) == {"best", "knee", "smallest"}
+    front = done.front.set_index("trial")
+    assert front.loc[done.best("best").record.number, "quality"] == front["quality"].max()
+    assert front.loc[done.best("smallest").record.number, "params"] == front["params"].min()
+
+
+def test_unknown_pick_says_which_there_are(done: ap.Result) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'knee'"):
+        done.best("knie")
+
+
+def test_every_adapter_of_the_front_loads_and_counts_what_was_told(done: ap.Result) -> None:
+    for number in done.front["trial"]:
+        record = next(r for r in done.records if r.number == number)
+        adapter = done.path / "adapters" / f"{number:04d}"
+        from safetensors.torch import load_file
+
+        saved = sum(tensor.numel() for tensor in load_file(adapter / "adapter_model.safetensors").values())
+        assert saved == record.values["params"]
+        assert not ap.load(adapter).training
+
+
+def test_peft_itself_loads_the_pick_with_the_logits_of_ours(done: ap.Result) -> None:
+    import transformers
+    from peft import PeftModel
+
+    pick = done.best("best")
+    torch.manual_seed(done.info.request["seed"])
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        done.info.request["model"], num_labels=3, ignore_mismatched_sizes=True
+    )
+    theirs = PeftModel.from_pretrained(base, str(pick.adapter_dir)).eval()
+    ids = torch.arange(6, 30).reshape(2, 12)
+    with torch.no_grad():
+        assert torch.equal(theirs(input_ids=ids).logits, pick.load()(input_ids=ids).logits)
+
+
+def test_result_can_be_had_of_any_run_at_any_time(done: ap.Result) -> None:
+    pd.testing.assert_frame_equal(ap.Result(done.path).trials, done.trials)
+
+
+def test_load_of_a_folder_that_is_no_adapter_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no adapter"):
+        ap.load(tmp_path)
+
+
+def test_result_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DamagedRunError, match="no run directory"):
+        ap.Result(tmp_path)
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_public_names_stay_functions_when_subpackages_are_loaded(done: ap.Result) -> None:
+    from autopeft.search.study import Study
+
+    assert Study.__module__ == "autopeft.search.study"
+    assert callable(ap.search)
+    assert all(not isinstance(getattr(ap, name), type(sys)) for name in ap.__all__)
+
+
+def test_same_seed_gives_the_same_candidates_and_losses(small: dict[str, Any], tmp_path: Path) -> None:
+    fields = {**small, "trials": 5, "steps": 3}
+    runs = [ap.search(**fields, out=str(tmp_path / name)) for name in ("a", "b")]
+    for one, other in zip(runs[0].records, runs[1].records, strict=True):
+        assert one.plan == other.plan
+        assert one.measurement is not None
+        assert other.measurement is not None
+        assert one.measurement.curve == other.measurement.curve
+        assert one.measurement.metrics == other.measurement.metrics
+
+
+def test_cut_off_run_proposes_what_the_whole_one_would_have(small: dict[str, Any], tmp_path: Path) -> None:
+    fields = {**small, "trials": 6, "steps": 1}
+    whole = ap.search(**fields, out=str(tmp_path / "whole"))
+    ap.search(**{**fields, "trials": 4}, out=str(tmp_path / "cut"))
+    resumed = ap.resume(tmp_path / "cut", trials=6)
+    assert [r.plan for r in resumed.records] == [r.plan for r in whole.records]
+
+
+def test_base_is_the_same_after_every_trial(done: ap.Result) -> None:
+    by_bits: dict[int, set[str]] = {}
+    for record in done.records:
+        assert record.plan is not None
+        assert record.measurement is not None
+        by_bits.setdefault(record.plan.bits, set()).add(record.measurement.base_checksum)
+    assert all(len(checksums) == 1 for checksums in by_bits.values())
+
+
+def test_checkpoint_with_a_head_for_other_classes_gets_a_new_one(done: ap.Result, bert_folder: Path) -> None:
+    assert len(json.loads((bert_folder / "config.json").read_text())["id2label"]) == 5
+    assert done.info.data["label_names"] == ["apple", "lemon", "plum"]
+    assert done.best().load().get_base_model().classifier.out_features == 3
+
+
+def test_own_objective_is_searched_and_reported(small: dict[str, Any], tmp_path: Path) -> None:
+    @ap.objective(goal="minimize", unit="nats")
+    def loss(measurement: ap.Measurement) -> float:
+        return measurement.metrics["loss"]
+
+    result = ap.search(**{**small, "objectives": ["quality", loss]}, out=str(tmp_path / "run"))
+    assert list(result.front.columns[:3]) == ["trial", "quality", "loss"]
+    assert [dict(o) for o in result.info.objectives][1] == {"name": "loss", "goal": "minimize", "unit": "nats"}
+    again = ap.resume(tmp_path / "run", trials=4, objectives=[loss])
+    assert again.records[3].values["loss"] == again.records[3].measurement.metrics["loss"]  # type: ignore[union-attr]
+    assert list(ap.Result(tmp_path / "run").front.columns[:3]) == ["trial", "quality", "loss"]
+
+
+def test_resume_without_the_own_objective_asks_for_it(small: dict[str, Any], tmp_path: Path) -> None:
+    own = ap.Objective("mine", "maximize", "", lambda m: m.quality)
+    ap.search(**{**small, "trials": 1, "objectives": [own, "params"]}, out=str(tmp_path / "run"))
+    with pytest.raises(RequestError, match=r"'mine'.*objectives="):
+        ap.resume(tmp_path / "run", trials=2)
+
+
+def test_own_objective_that_raises_is_the_trials_fault(small: dict[str, Any], tmp_path: Path) -> None:
+    own = ap.Objective("mine", "maximize", "", lambda m: m.metrics["bleu"])
+    with pytest.raises(AllTrialsFailedError, match="objective mine: KeyError: 'bleu'"):
+        ap.search(**{**small, "objectives": [own, "params"]}, out=str(tmp_path / "run"))
+
+
+def test_bare_function_as_objective_is_told_to_need_a_goal(small: dict[str, Any]) -> None:
+    def mine(measurement: ap.Measurement) -> float:
+        return measurement.quality
+
+    with pytest.raises(RequestError, match=r"autopeft\.objective\(goal"):
+        ap.search(**{**small, "objectives": ["quality", mine]})
+
+
+def test_space_may_be_fields_or_a_file(small: dict[str, Any], tmp_path: Path) -> None:
+    fields = {
+        "parameters": {"method": {"choices": ["lora"]}, "lora.rank": {"ordinal": [1, 2, 4], "size": True}},
+        "start": [{"method": "lora", "lora.rank": 2}],
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(fields))
+    plans = []
+    for name, space in (("fields", fields), ("file", tmp_path / "space.yaml")):
+        result = ap.search(**{**small, "space": space, "trials": 2}, out=str(tmp_path / name))
+        plans.append([r.plan for r in result.records])
+        assert {r.candidate["method"] for r in result.records} == {"lora"}
+        assert result.records[0].candidate["lora.rank"] == 2
+    assert plans[0] == plans[1]
+
+
+def test_exhausted_space_ends_the_search(small: dict[str, Any], tmp_path: Path) -> None:
+    fields = {"parameters": {"method": {"choices": ["lora"]}, "lora.rank": {"ordinal": [1, 2]}}}
+    result = ap.search(**{**small, "space": fields, "trials": 10, "steps": 1}, out=str(tmp_path / "run"))
+    assert sorted(r.candidate["lora.rank"] for r in result.records) == [1, 2]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_base_is_searched(small: dict[str, Any], tmp_path: Path, bits: int) -> None:
+    fields = {
+        "parameters": {
+            "method": {"choices": ["lora"]},
+            "bits": {"choices": [bits]},
+            "lora.rank": {"ordinal": [1, 2]},
+        }
+    }
+    result = ap.search(**{**small, "space": fields, "trials": 1}, out=str(tmp_path / "run"))
+    assert result.records[0].plan is not None
+    assert result.records[0].plan.bits == bits
+    assert result.best().load() is not None
+
+
+# --- a runner of one's own -------------------------------------------------------------------------------------------
+
+
+def test_own_runner_is_searched_without_model_or_data(tmp_path: Path) -> None:
+    result = ap.search(runner=measure, space=SPACE, trials=8, steps=5, out=str(tmp_path / "run"))
+    assert len(result.trials) == 8
+    assert result.front["quality"].max() == result.trials["quality"].max()
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_own_runner_is_held_to_a_budget_by_its_cost(tmp_path: Path) -> None:
+    result = ap.search(runner=measure, cost=width, budget=4, space=SPACE, trials=8, steps=5, out=str(tmp_path / "run"))
+    assert max(r.candidate["width"] for r in result.records) <= 4
+
+
+def test_own_runner_resumes_only_with_the_runner(tmp_path: Path) -> None:
+    ap.search(runner=measure, space=SPACE, trials=2, steps=5, out=str(tmp_path / "run"))
+    with pytest.raises(RequestError, match="runner"):
+        ap.resume(tmp_path / "run", trials=4)
+    assert len(ap.resume(tmp_path / "run", trials=4, runner=measure).records) == 4
+
+
+def test_own_runner_needs_a_space(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="space"):
+        ap.search(runner=measure, trials=2)
+
+
+def test_own_runner_that_returns_a_number_is_told_what_to_return(tmp_path: Path) -> None:
+    with pytest.raises(AllTrialsFailedError, match="Measurement"):
+        ap.search(runner=lambda c, s: 0.5, space=SPACE, trials=2, steps=1, out=str(tmp_path / "run"))  # type: ignore[arg-type,return-value]
+
+
+def test_own_runner_named_by_module_runs_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_training.py").write_text(
+        textwrap.dedent("""
+            import os
+            import autopeft as ap
+
+            def run(candidate, steps):
+                return ap.Measurement(quality=float(candidate["width"]) * steps, metrics={"pid": os.getpid()})
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = ap.search(runner="my_training:run", space=SPACE, trials=6, steps=2, workers=2, out=str(tmp_path / "run"))
+    assert {r.state for r in result.records} == {"complete"}
+    import os
+
+    assert os.getpid() not in {r.measurement.metrics["pid"] for r in result.records if r.measurement}
+
+
+def test_lambda_as_runner_on_ray_is_told_why_not(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="cannot be imported by another process"):
+        ap.search(
+            runner=lambda c, s: measure(c, s), space=SPACE, trials=2, executor="ray", workers=1,
+            out=str(tmp_path / "run"),
+        )  # fmt: skip
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+def test_resume_with_more_trials_keeps_what_there_is(a_run: Path) -> None:
+    before = ap.Result(a_run).records
+    after = ap.resume(a_run, trials=5).records
+    assert after[: len(before)] == before
+    assert len(after) == 5
+
+
+@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"budget": "1%"}, {"model": "other"}, {"trails": 3}])
+def test_resume_refuses_what_a_run_keeps(a_run: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(change))}: a run keeps .* may change"):
+        ap.resume(a_run, **change)
+
+
+def test_resume_reads_nothing_but_the_run_and_the_model(small: dict[str, Any], fruits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(fruits.read_bytes())
+    ap.search(**{**small, "data": str(data), "trials": 1}, out=str(tmp_path / "run"))
+    data.unlink()
+    assert len(ap.resume(tmp_path / "run", trials=2).records) == 2
+
+
+def test_moved_run_can_be_read_and_resumed(a_run: Path, tmp_path: Path) -> None:
+    moved = a_run.rename(tmp_path / "elsewhere")
+    result = ap.resume(moved, trials=4)
+    assert len(result.records) == 4
+    assert result.best().load() is not None
+
+
+# --- estimate --------------------------------------------------------------------------------------------------------
+
+
+def test_estimate_tells_sizes_and_what_fits(small: dict[str, Any]) -> None:
+    rows = ap.estimate(**{k: v for k, v in small.items() if k not in SMALL or k == "space"}, budget="5%")
+    assert {row.plan.method for row in rows} >= {"lora", "ia3", "ln_tuning"}
+    limit = 0.05 * rows[0].base_params
+    assert all(row.fits == (row.cost.trainable_params <= limit) for row in rows)

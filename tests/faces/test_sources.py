@@ -1,0 +1,183 @@
+"""Real and user-made input through the command line: every file format, chats, and published data where it is at hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fruits import SHARED, SMALL, Ended, fruit_rows, options, write_jsonl
+
+import autopeft as ap
+
+Cli = Callable[..., Ended]
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+
+
+def shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not at hand: it belongs in {SHARED}")
+    return folder
+
+
+def _write(rows: Sequence[dict[str, str]], folder: Path, form: str) -> Path:
+    frame = pd.DataFrame(rows)
+    match form:
+        case "csv":
+            frame.to_csv(folder / "fruits.csv", index=False)
+        case "tsv":
+            frame.to_csv(folder / "fruits.tsv", index=False, sep="\t")
+        case "parquet":
+            frame.to_parquet(folder / "fruits.parquet")
+        case "jsonl":
+            write_jsonl(rows, folder / "fruits.jsonl")
+        case "splits":
+            (folder / "fruits.d").mkdir()
+            frame[:42].to_csv(folder / "fruits.d" / "train.csv", index=False)
+            frame[42:51].to_csv(folder / "fruits.d" / "dev.csv", index=False)
+            frame[51:].to_csv(folder / "fruits.d" / "test.csv", index=False)
+    return next(folder.glob("fruits.*"))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "splits"])
+def test_labelled_texts_are_read_from(cli: Cli, small: dict[str, Any], tmp_path: Path, form: str) -> None:
+    data = _write(fruit_rows(60), tmp_path, form)
+    ended = cli("search", *options({**small, "data": data, "trials": 1}), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    info = ap.Result(tmp_path / "run").info
+    assert info.data["label_names"] == ["apple", "lemon", "plum"]
+    assert ("There is no validation split" in ended.err) == (form != "splits")
+    if form == "splits":
+        assert info.data["rows_found"] == {"train": 42, "validation": 9, "test": 9}
+
+
+def test_columns_of_any_name_are_read_when_named(cli: Cli, small: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"Satz": row["text"], "Frucht": row["label"]} for row in fruit_rows(60)]
+    data = write_jsonl(rows, tmp_path / "obst.jsonl")
+    columns = ["--column", "text=Satz", "--column", "label=Frucht"]
+    ended = cli("search", *options({**small, "data": data, "trials": 1}), *columns, "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "text from Satz, label from Frucht" in ended.err
+
+
+def test_pairs_of_sentences_are_read(cli: Cli, small: dict[str, Any], tmp_path: Path) -> None:
+    rows = [
+        {"sentence1": row["text"], "sentence2": f"it is a {row['label']}", "label": number % 2}
+        for number, row in enumerate(fruit_rows(60))
+    ]
+    data = write_jsonl(rows, tmp_path / "pairs.jsonl")
+    ended = cli("search", *options({**small, "data": data, "trials": 1}), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "text_pair from sentence2" in ended.err
+
+
+@pytest.mark.parametrize("form", ["text", "prompt", "instruction", "messages"])
+def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, form: str) -> None:
+    asked, rows = "what is it ?", []
+    for row in fruit_rows(60):
+        said = f"it is a {row['label']}"
+        rows.append(
+            {
+                "text": {"text": f"{row['text']} : {said}"},
+                "prompt": {"prompt": row["text"], "completion": said},
+                "instruction": {"instruction": asked, "input": row["text"], "output": said},
+                "messages": {
+                    "messages": [
+                        {"role": "user", "content": row["text"]},
+                        {"role": "assistant", "content": said},
+                    ]
+                },
+            }[form]
+        )
+    model = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT_TEMPLATE}))
+    data = write_jsonl(rows, tmp_path / "answers.jsonl")
+    fields = {**SMALL, "model": model, "data": data, "max_length": 32, "trials": 1}
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "read as causal-lm" in ended.err
+    measured = ap.Result(tmp_path / "run").records[0].measurement
+    assert measured is not None
+    assert {"loss", "perplexity", "bits_per_byte", "token_accuracy"} <= set(measured.metrics)
+
+
+def test_messages_without_a_chat_template_are_refused(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "what is it ?"}, {"role": "assistant", "content": "a lemon"}]
+    data = write_jsonl([{"messages": talk}] * 30, tmp_path / "chat.jsonl")
+    ended = cli("search", *options({**SMALL, "model": llama_folder, "data": data}), "--out", tmp_path / "run")
+    assert ended.code == 4
+    assert "chat template" in ended.err
+
+
+def test_row_with_nothing_to_train_on_is_named(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": row["text"], "completion": row["label"]} for row in fruit_rows(60)]
+    rows[7] = {"prompt": "the fruit " * 40, "completion": "lemon"}
+    data = write_jsonl(rows, tmp_path / "answers.jsonl")
+    fields = {**SMALL, "model": llama_folder, "data": data, "steps": 20}
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 4
+    assert "row 8" in ended.err
+    assert "no token to train on" in ended.err
+
+
+# --- published models and data ---------------------------------------------------------------------------------------
+
+
+def test_llama_learns_to_describe_restaurants(cli: Cli, tmp_path: Path) -> None:
+    fields = {
+        **SMALL, "model": shared("stories260k-llama-hf"), "data": shared("e2e_nlg"), "task": "causal-lm",
+        "metric": "bits_per_byte", "max_length": 160, "space": "default", "trials": 5, "eval_rows": 16,
+    }  # fmt: skip
+    columns = ["--column", "prompt=source", "--column", "completion=target"]
+    ended = cli("search", *options(fields), *columns, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    result = ap.Result(tmp_path / "run")
+    assert result.info.objectives[0]["goal"] == "minimize"
+    assert len({r.plan.method for r in result.records if r.plan}) >= 3
+    assert result.front["quality"].is_monotonic_increasing
+    assert result.best().load() is not None
+
+
+def test_llama_learns_a_chat_by_a_template(cli: Cli, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(shared("stories260k-llama-hf"), tmp_path / "model"))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").chmod(0o644)
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT_TEMPLATE}))
+    lines = (shared("e2e_nlg") / "train.jsonl").read_text().splitlines()[:60]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["source"]},
+                {"role": "assistant", "content": row["target"]},
+            ]
+        }
+        for row in map(json.loads, lines)
+    ]
+    data = write_jsonl(rows, tmp_path / "chat.jsonl")
+    fields = {**SMALL, "model": model, "data": data, "max_length": 200, "trials": 2}
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "the turns of the assistant" in ended.err
+
+
+def test_minilm_learns_intents(cli: Cli, tmp_path: Path) -> None:
+    from autopeft.trial.demo import demo_model
+
+    data = shared("banking77")
+    fields = {**SMALL, "model": demo_model(), "data": data, "budget": "2%", "trials": 3, "max_length": 32}
+    columns = ["--column", "text=text", "--column", "label=label"]
+    ended = cli("search", *options(fields), *columns, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    result = ap.Result(tmp_path / "run")
+    assert len(result.info.data["label_names"]) == 77
+    assert max(r.values["params"] for r in result.records) <= 0.02 * result.info.anatomy["base_params"]  # type: ignore[index]

@@ -1,0 +1,93 @@
+"""A run directory made by hand: small models without a head, a few rows of tokens, and workers on them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import transformers
+from families import CONFIGS, LABELS
+
+from autopeft.anatomy import Anatomy
+from autopeft.problem import plan_of
+from autopeft.records import Candidate, WorkUnit
+from autopeft.trial.model import ModelSource
+from autopeft.trial.prepared import Prepared, fingerprint, write
+from autopeft.trial.worker import TrialWorker
+
+METRIC = {"text-classification": "accuracy", "causal-lm": "loss"}
+
+
+def pretrained(family: str, task: str, folder: Path) -> ModelSource:
+    """Write a model as pretraining leaves it: for classification it has no head yet."""
+    torch.manual_seed(7)
+    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+    auto.from_config(CONFIGS[family]()).save_pretrained(folder)
+    return ModelSource(str(folder), task, LABELS if task == "text-classification" else ())  # type: ignore[arg-type]
+
+
+def make_data(task: str, *, train: int = 24, held_out: int = 12, seed: int = 0, long: int = 14) -> Prepared:
+    """Make rows of several lengths whose class, or whose next token, can be told from their tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def table(rows: int) -> pa.Table:
+        columns: dict[str, list[Any]] = {"row": [], "input_ids": []}
+        for i in range(rows):
+            length = 5 + (i * 3) % (long - 4)
+            start = int(torch.randint(0, len(LABELS), (1,), generator=generator))
+            tokens = [3 + (start * 7 + k) % 40 for k in range(length - 1)]
+            ids = [*tokens, 1]  # T5's classifier looks for the end of the text
+            columns["row"].append(i + 1)
+            columns["input_ids"].append(ids)
+            if task == "text-classification":
+                columns.setdefault("label", []).append(start)
+            else:
+                columns.setdefault("labels", []).append([-100, -100, *ids[2:]])
+                columns.setdefault("answer_bytes", []).append(length)
+        return pa.table(columns)
+
+    tables = {"train": table(train), "validation": table(held_out), "test": table(held_out)}
+    labels = LABELS if task == "text-classification" else ()
+    return Prepared(
+        name="rows",
+        task=task,  # type: ignore[arg-type]
+        train=tables["train"],
+        validation=tables["validation"],
+        test=tables["test"],
+        label_names=labels,
+        pad_id=0,
+        max_length=long,
+        rows_found={name: t.num_rows for name, t in tables.items()},
+        notes=(),
+        fingerprint=fingerprint(tables, labels),
+    )
+
+
+def make_run_dir(folder: Path, task: str, **options: Any) -> Path:
+    """Write the prepared data of a run."""
+    write(make_data(task, **options), folder / "data")
+    (folder / "request.yaml").write_text("{}\n")
+    return folder
+
+
+def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes: Any) -> TrialWorker:
+    settings: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "source": asdict(source),
+        "head": dict(anatomy.head),
+        "metric": METRIC[source.task],
+        "batch_size": 4,
+        "data_seed": 0,
+        "device": "cpu",
+        "threads": 1,
+    }
+    return TrialWorker(**{**settings, **changes})
+
+
+def make_unit(anatomy: Anatomy, values: dict[str, Any], *, trial: int = 0, steps: int = 6, **changes: Any) -> WorkUnit:
+    candidate = Candidate({"bits": 32, **values})
+    fields = {"seed": 0, "plan": plan_of(candidate, anatomy), "head_params": anatomy.head_params, **changes}
+    return WorkUnit(trial=trial, candidate=candidate, steps=steps, **fields)
