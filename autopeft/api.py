@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from autopeft.budget import smallest
 from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
 from autopeft.labels import describe
-from autopeft.loop import ENDINGS, Limits
+from autopeft.loop import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
 from autopeft.pareto import front
@@ -139,6 +139,8 @@ def resume(
             raise RequestError(
                 f"{name}: a run keeps what it was started with; on resume only {', '.join(_MAY_CHANGE)} may change"
             )
+    if given.get("executor") == "local":
+        stored |= {"workers": None, "ray_address": None}  # they were for Ray
     request = make_request({**stored, **given}, own_objectives=tuple(stored["objectives"]))
     assembly = reassemble(run, objectives=objectives, cost=cost)
     with ExitStack() as stack:
@@ -157,45 +159,51 @@ def _run(
     if info.anatomy is None and runner is None:
         raise RequestError("runner: this run was made by a custom runner; resume it from Python with `runner=`")
     with run:
-        for note in run.notes:
-            view.note(note)
-        view.started(info)
-        for note in info.data.get("notes", ()):
-            view.note(note)
-        url = request.storage or sqlite_url(run.path / "study.db")
-        # In a storage that is shared, folder and time tell a run's study from others, even from one of the same folder.
-        of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
-        name = "autopeft" if request.storage is None else of_run
-        if info.anatomy is not None:
-            from autopeft.trial.prepared import read_prepared
-
-            read_prepared(run.path / "data")  # damage is told here, not by every worker
-        study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
-        executor = make_executor(request, info, run.path, runner=runner)
         try:
-            ending = run_search(
-                problem,
-                study,
-                executor,
-                run,
-                view,
-                limits=Limits(request.trials, request.time_seconds),
-                steps=request.steps,
-                seed=request.seed,
-                saves_adapters=runner is None,
-            )
+            ending = _search_in(run, request, assembly, view, runner=runner)
         except KeyboardInterrupt:
             view.closed(f"interrupted; nothing is lost: go on by `autopeft resume {run.path}`")
             raise
         finally:
-            executor.close()
-            study.close()
             if runner is None:
                 run.sweep(point.number for point in front(run.records, problem.objectives))
             report = Result(run.path).report() if run.records else None
         result = Result(run.path)
         view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
     return result
+
+
+def _search_in(
+    run: RunDirectory, request: SearchRequest, assembly: Assembly, view: View, *, runner: TrainFunction | str | None
+) -> Ending:
+    """Search in a run directory that is held; study and executor are closed at the end, however it comes."""
+    problem, info = assembly.problem, assembly.info
+    for note in run.notes:
+        view.note(note)
+    view.started(info)
+    for note in info.data.get("notes", ()):
+        view.note(note)
+    if info.anatomy is not None:
+        from autopeft.trial.prepared import read_prepared
+
+        read_prepared(run.path / "data")  # damage is told here, not by every worker
+    url = request.storage or sqlite_url(run.path / "study.db")
+    # In a storage that is shared, folder and time tell a run's study from others, even from one of the same folder.
+    of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
+    name = "autopeft" if request.storage is None else of_run
+    study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
+    with closing(study), closing(make_executor(request, info, run.path, runner=runner)) as executor:
+        return run_search(
+            problem,
+            study,
+            executor,
+            run,
+            view,
+            limits=Limits(request.trials, request.time_seconds),
+            steps=request.steps,
+            seed=request.seed,
+            saves_adapters=runner is None,
+        )
 
 
 def _new_run_dir() -> Path:

@@ -14,13 +14,18 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
+from autopeft.space import Real, Space, Whole, ends
 from autopeft.search.codec import decoded, distribution_of, distributions, encode
 
 REDRAWS = 64
-"""Draws of the engine, then as many at random, before a space counts as exhausted."""
+"""Draws of the engine, then as many at random, before a space is taken for exhausted."""
 
 IDENTITY = "identity"
 """User attribute of an Optuna trial: what makes two trials the same training."""
+
+
+ENUMERATED = 4096
+"""Most candidates of a space that is gone through one by one once draws find nothing new."""
 
 
 class SpaceExhausted(Exception):
@@ -74,6 +79,21 @@ class FeasibleSampler(BaseSampler):
                     continue
                 if self._problem.identity(candidate) not in known:
                     return encode(self._problem.space, candidate)
+        return encode(self._problem.space, self._left_over(known, state))
+
+    def _left_over(self, known: set[Any], state: int) -> Candidate:
+        """Find what draws have missed in a small space, where most of them are known by now.
+
+        Raises:
+            SpaceExhausted: If there is nothing, or the space is not small.
+        """
+        everything = every_candidate(self._problem.space, most=ENUMERATED)
+        for i in np.random.default_rng(state).permutation(len(everything)):
+            candidate = self._problem.fit(everything[i])
+            if candidate is None or self._problem.refusal(candidate):
+                continue
+            if self._problem.identity(candidate) not in known:
+                return candidate
         raise SpaceExhausted
 
     def _draw(self, engine: BaseSampler, study: optuna.Study, trial: FrozenTrial) -> Candidate:
@@ -100,3 +120,24 @@ class FeasibleSampler(BaseSampler):
     ) -> None:
         """Let the engine do its book-keeping."""
         self._engine(self._seed).after_trial(study, trial, state, values)
+
+
+def every_candidate(space: Space, *, most: int) -> list[Candidate]:
+    """Give every candidate of a bound space; none if there are more than so many, or a parameter is continuous."""
+    partial: list[dict[str, Scalar]] = [{}]
+    for parameter in space:
+        grown: list[dict[str, Scalar]] = []
+        for values in partial:
+            if any(values.get(name) not in allowed for name, allowed in parameter.when.items()):
+                grown.append(values)
+                continue
+            if isinstance(parameter.domain, Real):
+                return []
+            listed = ends(parameter.domain)
+            if isinstance(parameter.domain, Whole):
+                listed = tuple(range(parameter.domain.low, parameter.domain.high + 1))
+            grown += [{**values, parameter.name: value} for value in listed]
+        partial = grown
+        if len(partial) > most:
+            return []
+    return [space.complete(values) for values in partial]

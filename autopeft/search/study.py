@@ -83,6 +83,7 @@ class Study:
         self._reconcile(records)
         self._again = self._orphans()
         self._enqueue_start()
+        self._enqueue_stopped(records)
 
     def ask(self) -> Proposal | None:
         """Propose what to try next: cut-off trials first, then the space's start, then the engine's choice.
@@ -92,7 +93,7 @@ class Study:
         """
         if self._again:
             return self._again.pop(0)
-        trial = self._study.ask()
+        trial = self._begun.pop(0) if self._begun else self._study.ask()
         try:
             names = trial.user_attrs.get(FIXED) or trial.relative_params
             params = {p.name: suggest(trial, p) for p in self._problem.space if p.name in names}
@@ -135,20 +136,20 @@ class Study:
             self._study.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
 
     def _orphans(self) -> list[Proposal]:
-        """Find the trials that a dead driver left running; one without a candidate was never proposed."""
+        """Find the trials that a dead driver left running; one without a candidate was still being proposed."""
         found = []
+        self._begun: list[optuna.Trial] = []
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if CANDIDATE in trial.user_attrs:
                 found.append(Proposal(trial.number, Candidate(json.loads(trial.user_attrs[CANDIDATE]))))
             else:
-                self._study.tell(trial.number, state=TrialState.FAIL)
+                self._begun.append(optuna.Trial(self._study, trial._trial_id))
         return found
 
     def _enqueue_start(self) -> None:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
         trials = self._study.get_trials(deepcopy=False)
-        # One that was cut off while it was being asked for has failed without ever being proposed.
-        known = {t.user_attrs.get(IDENTITY) for t in trials if CANDIDATE in t.user_attrs or not t.state.is_finished()}
+        known = {t.user_attrs.get(IDENTITY) for t in trials}
         for assignment in self._problem.space.start:
             candidate = self._problem.fit(self._problem.space.complete(assignment))
             if candidate is None or self._problem.refusal(candidate):
@@ -156,8 +157,19 @@ class Study:
             identity = self._problem.identity(candidate)
             if identity not in known:
                 known.add(identity)
-                params = encode(self._problem.space, candidate)
-                self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params), IDENTITY: identity})
+                self._enqueue(candidate, identity)
+
+    def _enqueue_stopped(self, records: Sequence[TrialRecord]) -> None:
+        """Queue again what the end of the time cut off in an earlier sitting."""
+        last = {t.user_attrs.get(IDENTITY): t.number for t in self._study.get_trials(deepcopy=False)}
+        for record in records:
+            identity = self._problem.identity(record.candidate)
+            if record.state == "stopped" and last.get(identity) == record.number:
+                self._enqueue(record.candidate, identity)
+
+    def _enqueue(self, candidate: Candidate, identity: str) -> None:
+        params = encode(self._problem.space, candidate)
+        self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params), IDENTITY: identity})
 
 
 @contextmanager

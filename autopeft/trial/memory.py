@@ -33,6 +33,10 @@ class StorageTracker(TorchDispatchMode):
     def _count(self, tensor: object) -> None:
         if not isinstance(tensor, torch.Tensor):
             return
+        if tensor.layout == torch.sparse_coo:
+            self._count(tensor._indices())
+            self._count(tensor._values())
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive or storage.nbytes() == 0:

@@ -291,13 +291,14 @@ def checksum(model: nn.Module) -> str:
         flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
         words = flat[: flat.numel() // 4 * 4].view(torch.int32)
         if tensor.device not in weights:
-            weights[tensor.device] = torch.arange(1, _CHUNK + 1, device=tensor.device, dtype=torch.int32)
+            # Odd, so that no bit of a word is lost in the product.
+            weights[tensor.device] = torch.arange(1, 2 * _CHUNK, 2, device=tensor.device, dtype=torch.int32)
         at = sum(name.encode())
         for start in range(0, words.numel(), _CHUNK):
             chunk = words[start : start + _CHUNK]
             # Products wrap around in 32 bits, which keeps them exact; the sum is taken in 64.
             value = int((chunk * weights[tensor.device][: chunk.numel()]).sum(dtype=torch.int64))
             total = (total * 1_000_003 + value + start + at) % (1 << 64)
-        rest = flat[words.numel() * 4 :]
-        total = (total * 1_000_003 + int(rest.sum()) + flat.numel()) % (1 << 64)
+        rest = int.from_bytes(bytes(flat[words.numel() * 4 :].tolist()), "little")
+        total = (total * 1_000_003 + rest + flat.numel()) % (1 << 64)
     return f"{total:016x}"

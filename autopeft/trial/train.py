@@ -97,6 +97,8 @@ def train(
             peak = tracker.peak_bytes
         else:
             one_step(step)
+    if not all(bool(torch.isfinite(p).all()) for p in trained):
+        raise TrialError(f"the adapter is not a number at the end; the learning rate {learning_rate:.2e} diverges")
     # As they will be saved and loaded: what is judged is what the user gets.
     for parameter, kept in zip(trained, kept_types, strict=True):
         parameter.data = parameter.data.to(kept)

@@ -23,7 +23,7 @@ def _with_tokenizer(source: ModelSource, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _gentle() -> Iterator[None]:
     """One thread for a training here, and no long walks of the garbage collector over what pytest has imported."""
     with pytest.MonkeyPatch.context() as patch:

@@ -293,6 +293,12 @@ def test_resume_refuses_what_a_run_keeps(a_run: Path, change: dict[str, Any]) ->
         ap.resume(a_run, **change)
 
 
+def test_run_of_ray_can_be_resumed_in_this_process(a_run: Path) -> None:
+    stored = yaml.safe_load((a_run / "request.yaml").read_text())
+    (a_run / "request.yaml").write_text(yaml.safe_dump({**stored, "executor": "ray", "workers": 2}))
+    assert len(ap.resume(a_run, trials=4, executor="local").records) == 4
+
+
 def test_resume_reads_nothing_but_the_run_and_the_model(small: dict[str, Any], fruits: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_bytes(fruits.read_bytes())

@@ -450,6 +450,14 @@ def test_time_too_short_for_a_first_trial_is_told(cli: Cli, small: dict[str, Any
     assert len(lines(run)) == 3
 
 
+def test_report_of_a_run_without_records_says_so(cli: Cli, small: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli("search", *options({**small, "time": "0.000001s"}), "--out", run).code == 7
+    ended = cli("report", run)
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_time_that_runs_out_after_a_trial_is_no_fault(
     cli: Cli, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,17 @@ def test_interrupt_before_the_first_trial_ends_with_130(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_ctrl_c_while_ray_comes_up_says_how_to_go_on(small: dict[str, Any], tmp_path: Path) -> None:
+    fields = {**small, "executor": "ray", "workers": 1}
+    process = start_program("search", *options(fields), "--out", "run", folder=tmp_path, log=tmp_path / "log")
+    wait_for("search for", tmp_path / "log", process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    log = (tmp_path / "log").read_text()
+    assert "autopeft resume run" in log
+    assert "Traceback" not in log
+
+
 def test_embedded_default_runs_in_this_process(tmp_path: Path) -> None:
     ended = run_program("search", *options({**DEMO, "executor": "local", "trials": 2}), "--json", folder=tmp_path)
     assert ended.code == 0, ended.err

@@ -1,4 +1,4 @@
-"""Real and user-made input through the command line: every file format, chats, and published data where it is at hand."""
+"""Input through the command line: every file format, chats, and published data where it is at hand."""
 
 from __future__ import annotations
 
@@ -112,8 +112,11 @@ def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, 
 
 
 def test_messages_without_a_chat_template_are_refused(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "what is it ?"}, {"role": "assistant", "content": "a lemon"}]
-    data = write_jsonl([{"messages": talk}] * 30, tmp_path / "chat.jsonl")
+    talks = [
+        [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]
+        for row in fruit_rows(60)
+    ]
+    data = write_jsonl([{"messages": talk} for talk in talks], tmp_path / "chat.jsonl")
     ended = cli("search", *options({**SMALL, "model": llama_folder, "data": data}), "--out", tmp_path / "run")
     assert ended.code == 4
     assert "chat template" in ended.err

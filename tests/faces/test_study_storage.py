@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ def test_optuna_opens_the_study_with_three_objectives(done: ap.Result) -> None:
 
 def test_dashboard_shows_three_objectives_with_their_names(done: ap.Result) -> None:
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is an extra of developers")
-    import json
-
     import optuna_dashboard
 
     page = optuna_dashboard.wsgi(optuna.storages.RDBStorage(f"sqlite:///{done.path / 'study.db'}"))
@@ -52,7 +51,7 @@ def test_dashboard_shows_three_objectives_with_their_names(done: ap.Result) -> N
     assert study["study_name"] == "autopeft"
     assert [direction.upper() for direction in study["directions"]] == DIRECTIONS
     shown = get(f"/api/studies/{study['study_id']}")
-    assert shown["metric_names"] == ["quality", "params", "memory"]
+    assert shown["objective_names"] == ["quality", "params", "memory"]
     complete = [trial for trial in shown["trials"] if trial["state"] == "Complete"]
     assert len(complete) == len(done.records)
     assert all(len(trial["values"]) == 3 for trial in complete)

@@ -1,28 +1,24 @@
-"""Modules whose tensors have no storage: made from the meta device, and moved as PEFT moves real ones."""
+"""Modules whose tensors have no storage: made from the meta device, and handled as PEFT handles real ones."""
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.adamss import layer as adamss
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.trial.prediction.quantized import fake_weights
 
-_LOCK = threading.Lock()
-_USERS = 0
-_APPLY = nn.Module._apply
-
 
 @contextmanager
 def no_storage() -> Iterator[None]:
-    """Make tensors without storage in this thread; methods that print while they are built are not heard."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _movable(), redirect_stdout(io.StringIO()):
+    """Make tensors without storage in this thread."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _stand_ins():
         yield
 
 
@@ -46,32 +42,13 @@ def fake_model(model: nn.Module) -> None:
                 module._buffers[name] = known[id(buffer)]
 
 
-@contextmanager
-def _movable() -> Iterator[None]:
-    """Let `module.to()` work on tensors without storage.
-
-    PyTorch swaps such a parameter with its moved copy, which fails while anything refers to it weakly, and its own
-    fake tensors do. Modules with real tensors, in whatever thread, are moved as ever; when the last user is gone, so
-    is the change.
-    """
-    global _USERS
-    with _LOCK:
-        _USERS += 1
-        if _USERS == 1:
-            nn.Module._apply = _apply  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _USERS -= 1
-            if _USERS == 0:
-                nn.Module._apply = _APPLY  # type: ignore[method-assign]
-
-
-def _apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+def _apply(
+    original: Callable[..., Any], self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
+    """Move a module. PyTorch swaps a fake parameter with its moved copy, which fails where weak references exist."""
     held: list[Any] = [*self._parameters.values(), *self._buffers.values()]
     if not any(isinstance(tensor, FakeTensor) for tensor in held):
-        return _APPLY(self, fn, recurse)
+        return original(self, fn, recurse)
     if recurse:
         for child in self.children():
             child._apply(fn)
@@ -83,3 +60,59 @@ def _apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse:
             if buffer is not None:
                 self._buffers[name] = fn(buffer)
     return self
+
+
+def _even_clusters(
+    _original: Callable[..., Any], rows: torch.Tensor, count: int, _iterations: int
+) -> tuple[tuple[int, int], int]:
+    """Cluster rows into equal parts: k-means, which AdaMSS starts with, needs numbers."""
+    return (rows.shape[0], min(count, rows.shape[0])), min(count, rows.shape[0])
+
+
+def _even_segments(_original: Callable[..., Any], clusters: tuple[int, int]) -> dict[int, torch.Tensor]:
+    rows, count = clusters
+    return {i: torch.empty((i + 1) * rows // count - i * rows // count, dtype=torch.int64) for i in range(count)}
+
+
+_STAND_INS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (nn.Module, "_apply", _apply),
+    (adamss, "clustering_Z", _even_clusters),
+    (adamss, "seg_locations", _even_segments),
+)
+_LOCK = threading.Lock()
+_HERE = threading.local()
+_users = 0
+_originals: list[Callable[..., Any]] = []
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Let a few functions that need numbers work without, in this thread only; after the last user all is as before."""
+    global _users
+    with _LOCK:
+        _users += 1
+        if _users == 1:
+            for holder, name, stand_in in _STAND_INS:
+                original = getattr(holder, name)
+                _originals.append(original)
+                setattr(holder, name, _here_only(original, stand_in))
+    _HERE.depth = getattr(_HERE, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _HERE.depth -= 1
+        with _LOCK:
+            _users -= 1
+            if _users == 0:
+                for (holder, name, _), original in zip(_STAND_INS, _originals, strict=True):
+                    setattr(holder, name, original)
+                _originals.clear()
+
+
+def _here_only(original: Callable[..., Any], stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_HERE, "depth", 0):
+            return stand_in(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    return call

@@ -8,7 +8,7 @@ holds for one thread and one `with` block; nothing is registered or replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
@@ -53,14 +53,15 @@ class DeviceKernels(TorchFunctionMode):
 
     Attributes:
         autocast_dtype: The type that `autocasting` lowers to; None for no autocast.
+        on_written: Told of numbers that are written into a tensor, as a method may write a shape to read it again.
     """
 
     def __init__(self, device: Device, *, autocast_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.device = device
         self.autocast_dtype = autocast_dtype
+        self.on_written: Callable[[torch.Tensor, Sequence[Any]], None] = lambda tensor, numbers: None
         self._casting = False
-        self._in_backward = False
         # Autocast casts a parameter once and keeps the copy until its context ends.
         self._cast: dict[int, torch.Tensor] = {}
 
@@ -86,32 +87,27 @@ class DeviceKernels(TorchFunctionMode):
             torch.set_autocast_enabled("cuda", before)
 
     @contextmanager
-    def backward_pass(self) -> Iterator[None]:
-        """Run the backward pass; what gradient checkpointing computes anew is under autocast again."""
-        self._in_backward = True
-        try:
+    def recomputing(self) -> Iterator[None]:
+        """Run a forward pass anew within the backward pass, in which the mode is off."""
+        with self, self.autocasting():
             yield
-        finally:
-            self._in_backward = False
-            self._cast.clear()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a function as the device would."""
         kwargs = dict(kwargs or {})
-        if self.device == "cuda" and self.autocast_dtype is not None and self._lowers():
+        if self.device == "cuda" and self._casting:
             args, kwargs = self._autocast(func, args, kwargs)
         if func is F.scaled_dot_product_attention:
             attend = _cuda_attention if self.device == "cuda" else _cpu_attention
             return attend(*args, **kwargs)
         if func is F.dropout and self.device == "cuda":
             return _cuda_dropout(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _lowers(self) -> bool:
-        # In the backward pass only a recomputed forward builds a graph; hand-written backwards run without autocast.
-        return self._casting or (self._in_backward and torch.is_grad_enabled())
+        out = func(*args, **kwargs)
+        if func is torch.tensor and isinstance(args[0], list | tuple):
+            self.on_written(out, args[0])
+        return out
 
     def _autocast(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

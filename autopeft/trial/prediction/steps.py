@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ class AllocationLog(StorageTracker):
     """Counts storages, and keeps their births and deaths in order.
 
     Where an operation's result depends on numbers that are not there, it gives the usual case: a flag is not set, a
-    number is 1, a mask marks one entry a row.
+    number is 1, a random number is one half, a mask marks what was scattered into it, or all of a list, or else one
+    entry a row.
 
     Attributes:
         events: (key, bytes) for a birth, (key, 0) for a death, in order.
@@ -28,7 +30,19 @@ class AllocationLog(StorageTracker):
     def __init__(self, resident: Iterable[torch.Tensor], *, block_bytes: int) -> None:
         self.events: list[tuple[int, int]] = []
         self._window = 0
+        # What is known of the numbers in a storage: themselves, or how many of them are not 0.
+        self._values: dict[int, Sequence[float]] = {}
+        self._marked: dict[int, int] = {}
         super().__init__(resident, block_bytes=block_bytes)
+
+    def alive(self) -> list[tuple[int, int]]:
+        """Give (key, bytes) of every storage alive."""
+        return list(self._alive.items())
+
+    def note_numbers(self, tensor: torch.Tensor, numbers: Sequence[Any]) -> None:
+        """Remember a list of numbers that was written into a tensor."""
+        if numbers and all(isinstance(number, int | float) for number in numbers):
+            self._values[_key(tensor)] = numbers
 
     def _born(self, key: int, size: int) -> None:
         self._window = max(self._window, self.live_bytes)
@@ -37,6 +51,8 @@ class AllocationLog(StorageTracker):
     def _freed(self, key: int) -> None:
         super()._freed(key)
         self.events.append((key, 0))
+        self._values.pop(key, None)
+        self._marked.pop(key, None)
 
     def close_window(self) -> int:
         """Give the most bytes alive since the last call."""
@@ -51,41 +67,91 @@ class AllocationLog(StorageTracker):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it gave."""
+        packet = func.overloadpacket
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            if packet in _REPLACED:
+                out = _REPLACED[packet](*args)
+                self._count(out)
+            else:
+                out = super().__torch_dispatch__(func, types, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
-            usual = _USUAL.get(func.overloadpacket)
+            usual = self._usual(packet, args, kwargs or {})
             if usual is None:
                 raise error
-            out = usual(*args, **(kwargs or {}))
+            out = usual
             self._count(out)
-            return out
+        if packet in _NOTED:
+            self._note(packet, args, out)
+        return out
+
+    def _note(self, packet: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        key = _key(out)
+        if packet is _ATEN.rand or packet is _ATEN.rand_like:
+            self._values[key] = (0.5,)
+        elif packet in (_ATEN.scatter, _ATEN.scatter_):
+            self._marked[key] = args[2].numel()
+        elif (given := _key(args[0])) in self._marked and packet is _ATEN.eq:
+            self._marked[key] = self._marked[given]
+        elif given in self._values and packet is not _ATEN.eq and isinstance(args[1], int | float):
+            self._values[key] = [float(_COMPARED[packet](v, args[1])) for v in self._values[given]]
+
+    def _usual(self, packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if packet is _ATEN._local_scalar_dense:
+            known = self._values.get(_key(args[0]), ())
+            at = args[0].storage_offset()
+            value = known[at] if at < len(known) else 0 if args[0].dtype == torch.bool else 1
+            return {torch.bool: bool}.get(args[0].dtype, float if args[0].is_floating_point() else int)(value)
+        if packet is _ATEN.nonzero:
+            return args[0].new_empty((self._count_marked(args[0]), args[0].dim()), dtype=torch.int64)
+        if packet is _ATEN.index:
+            return self._index(args[0], args[1])
+        if packet is _ATEN.bincount:
+            length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
+            return args[0].new_empty((max(length, 1),), dtype=torch.int64)
+        return None
+
+    def _count_marked(self, mask: torch.Tensor) -> int:
+        return self._marked.get(_key(mask), mask.shape[0] if mask.dim() else 1)
+
+    def _index(self, tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Index by masks, each as by the list of what it marks."""
+        lists: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                lists.append(index)
+            else:
+                found = index.new_empty((self._count_marked(index),), dtype=torch.int64)
+                lists += [found] * index.dim()
+        return _ATEN.index(tensor, lists)
 
 
-def _usual_number(value: torch.Tensor) -> bool | int | float:
-    if value.dtype == torch.bool:
-        return False
-    return 1.0 if value.is_floating_point() else 1
+_ATEN = torch.ops.aten
+_COMPARED = {_ATEN.gt: operator.gt, _ATEN.ge: operator.ge, _ATEN.lt: operator.lt, _ATEN.le: operator.le}
+_NOTED = frozenset((_ATEN.rand, _ATEN.rand_like, _ATEN.scatter, _ATEN.scatter_, _ATEN.eq, *_COMPARED))
 
 
-def _usual_nonzero(value: torch.Tensor) -> torch.Tensor:
-    return value.new_empty((value.shape[0] if value.dim() else 1, value.dim()), dtype=torch.int64)
+def _as_sparse(values: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Give a sparse tensor of the values' type with the entries of `like`, or of its own."""
+    like = values if like is None else like
+    entries = values.new_empty(like._values().shape, layout=torch.strided)
+    return torch.sparse_coo_tensor(like._indices().clone(), entries, like.shape, is_coalesced=True)
 
 
-def _usual_bincount(value: torch.Tensor, weights: Any = None, minlength: int = 0) -> torch.Tensor:
-    return value.new_empty((max(minlength, 1),), dtype=torch.int64)
+def _randperm(length: int, *_: Any) -> torch.Tensor:
+    return torch.empty(length, dtype=torch.int64)
 
 
-def _usual_masked(value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return value.new_empty((mask.shape[0] if mask.dim() else 1,))
-
-
-_USUAL: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.aten._local_scalar_dense: _usual_number,
-    torch.ops.aten.nonzero: _usual_nonzero,
-    torch.ops.aten.bincount: _usual_bincount,
-    torch.ops.aten.masked_select: _usual_masked,
+# Fake sparse tensors lose the number of their entries; a permutation with a generator would be drawn for real.
+_REPLACED: Mapping[Any, Callable[..., torch.Tensor]] = {
+    _ATEN.sparse_mask: _as_sparse,
+    _ATEN._coalesce: _as_sparse,
+    _ATEN.randperm: _randperm,
 }
+
+
+def _key(value: Any) -> int:
+    strided = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    return value.untyped_storage()._cdata if strided else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +283,7 @@ def run_step(
             keep[:] = [output]
         del output
     after_forward = log.live_bytes
-    with kernels.backward_pass():
-        # Tensor.backward would turn the mode off for what is computed anew.
-        torch.autograd.backward(loss)
+    loss.backward()
     layers = watch.finish()
     backward_peak = max((layer.backward_peak for layer in layers), default=0)
     gradients = sum(_held(p.grad, log.block_bytes) for p in trained if p.grad is not None)

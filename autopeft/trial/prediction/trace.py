@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ class TrainingSetup:
     use_cache: bool = False
     keeps_output: bool = False
     empties_cache: bool = False
+    earlier_length: int | None = None
     four_bit_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
     clip_norm: float = CLIP_NORM
@@ -135,18 +137,19 @@ def trace_peak(
         model, base = _build_base(model_config, setup, task)
         kernels = DeviceKernels(setup.device, autocast_dtype=_autocast_dtype(setup))
         with kernels, AllocationLog(base, block_bytes=setup.block_bytes) as log:
+            kernels.on_written = log.note_numbers
             base_bytes = log.live_bytes
             adapted = _attach(model, adapter, task)
             if setup.gradient_checkpointing:
-                _checkpoint(adapted)
+                _checkpoint(adapted, kernels)
             trained = _make_trainable(adapted, setup)
             gc.collect()
             adapter_bytes = log.live_bytes - base_bytes
-            batch = _batch(model.config, setup, task)
+            short = _batch(setup, setup.earlier_length or setup.length, task)
             optimizer = make_optimizer(adapted) if make_optimizer else OPTIMIZERS[setup.optimizer](trained)
             watch = LayerWatch(adapted, log)
             # What attaching left behind must not serve as the cache of the training.
-            resident = list(log._alive.items())
+            resident = log.alive()
             log.events.clear()
             keep: list[Any] | None = [] if setup.keeps_output else None
             adapted.train()
@@ -155,6 +158,9 @@ def trace_peak(
                     log.restart_peak()
                     if setup.empties_cache:
                         log.events.append(EMPTY_CACHE)
+                    batch = _batch(setup, setup.length, task)
+                else:
+                    batch = short
                 last = run_step(
                     adapted,
                     batch,
@@ -215,10 +221,15 @@ def _attach(model: Any, adapter: AdapterPlan | PeftConfig | None, task: Any) -> 
     return get_peft_model(model, adapter)
 
 
-def _checkpoint(adapted: Any) -> None:
-    # Without inputs that need gradients a checkpointed layer would build no graph; PEFT users call this too.
+def _checkpoint(adapted: Any, kernels: DeviceKernels) -> None:
+    # Without inputs that need gradients a checkpointed layer would build no graph; PEFT's users call this too.
     adapted.enable_input_require_grads()
-    adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    adapted.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={
+            "use_reentrant": False,
+            "context_fn": lambda: (nullcontext(), kernels.recomputing()),
+        }
+    )
 
 
 def _make_trainable(adapted: nn.Module, setup: TrainingSetup) -> list[nn.Parameter]:
@@ -229,8 +240,8 @@ def _make_trainable(adapted: nn.Module, setup: TrainingSetup) -> list[nn.Paramet
     return trained
 
 
-def _batch(config: Any, setup: TrainingSetup, task: str) -> Mapping[str, torch.Tensor]:
-    ids = torch.empty(setup.batch_size, setup.length, dtype=torch.int64)
+def _batch(setup: TrainingSetup, length: int, task: str) -> Mapping[str, torch.Tensor]:
+    ids = torch.empty(setup.batch_size, length, dtype=torch.int64)
     batch = {"input_ids": ids}
     if setup.padded:
         batch["attention_mask"] = torch.empty_like(ids)

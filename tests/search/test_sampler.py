@@ -1,0 +1,144 @@
+"""What each engine proposes: feasible, new each time, the same for the same seed, and everything before the end."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from small_search import THREE, problem_on, records_of, told_by_hand
+
+from autopeft.problem import Problem
+from autopeft.records import Candidate
+from autopeft.search.codec import decode, distribution_of, encode
+from autopeft.search.sampler import SAMPLERS, every_candidate
+from autopeft.search.study import Study
+from autopeft.space import Choices, Ordinal, Real, Whole
+from autopeft.space_file import parse_space
+
+
+def proposals(problem, tmp_path, sampler, *, count, seed=0, name="study.db"):
+    study = Study(problem, url=f"sqlite:///{tmp_path / name}", sampler=sampler, seed=seed)
+    found = []
+    for _ in range(count):
+        proposal = study.ask()
+        if proposal is None:
+            break
+        found.append(proposal)
+        study.tell(told_by_hand(problem, proposal))
+    return found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("limit", [1200, 5000])
+def test_every_proposal_is_feasible_and_new(sampler, limit, bert, tmp_path):
+    problem = problem_on(bert, limit=limit)
+    found = proposals(problem, tmp_path, sampler, count=150)
+    assert len(found) == 150
+    assert [p.number for p in found] == list(range(150))
+    for proposal in found:
+        cost = problem.cost(proposal.candidate)
+        assert cost is not None
+        assert 0 < cost.trainable_params <= limit
+        assert problem.refusal(proposal.candidate) == ""
+        values = proposal.candidate.values
+        assert set(values) == {p.name for p in problem.space.active(values)}
+        assert all(p.domain.holds(values[p.name]) for p in problem.space.active(values))
+    assert len({problem.identity(p.candidate) for p in found}) == 150
+    assert len({p.candidate["method"] for p in found}) > 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_proposes_the_same_and_another_seed_does_not(sampler, bert, tmp_path):
+    problem = problem_on(bert, limit=5000)
+    one, same, other = (
+        [p.candidate for p in proposals(problem, tmp_path, sampler, count=40, seed=seed, name=name)]
+        for seed, name in ((3, "a.db"), (3, "b.db"), (4, "c.db"))
+    )
+    assert one == same
+    assert one != other
+
+
+TINY = {
+    "description": "few",
+    "parameters": {
+        "method": {"choices": ["lora", "ia3", "prompt_tuning"]},
+        "bits": {"choices": [32, 16]},
+        "lora.rank": {"ordinal": [1, 2, 4], "size": True},
+        "lora.alpha": {"choices": ["r", "2r", "4"]},
+        "lora.dora": {"choices": [False, True]},
+        "ia3.kinds": {"ordinal": [0, 1], "per": "kinds", "size": True},
+        "prompt_tuning.tokens": {"ordinal": [1, 2, 4, 8], "size": True},
+    },
+    "kinds": ["query", "value"],
+    "start": [{"method": "ia3"}],
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("limit", [None, 1000, 500])
+def test_a_small_space_is_tried_whole_and_then_exhausted(sampler, limit, bert, tmp_path):
+    """Against an enumeration by hand of all values; a candidate over the budget counts as what it is lowered to."""
+    problem = problem_on(bert, space=TINY, limit=limit)
+    combinations = [
+        *({"method": "lora", "lora.rank": r, "lora.alpha": a, "lora.dora": d, "bits": b}
+          for r, a, d, b in product((1, 2, 4), ("r", "2r", "4"), (False, True), (32, 16))),
+        *({"method": "ia3", "ia3.kinds[query]": q, "ia3.kinds[value]": v, "bits": b}
+          for q, v, b in product((0, 1), (0, 1), (32, 16))),
+        *({"method": "prompt_tuning", "prompt_tuning.tokens": t, "bits": b} for t, b in product((1, 2, 4, 8), (32, 16))),
+    ]  # fmt: skip
+    assert len(combinations) == 52
+    candidates = [Candidate(values) for values in combinations]
+    feasible = {problem.identity(c) for c in candidates if not problem.refusal(c)}
+    found = proposals(problem, tmp_path, sampler, count=100)
+    assert len(found) == len(feasible)
+    assert {problem.identity(p.candidate) for p in found} == feasible
+
+
+def test_a_space_with_nothing_feasible_is_exhausted_at_once(bert, tmp_path):
+    assert proposals(problem_on(bert, space=TINY, limit=340), tmp_path, "random", count=3) == []
+
+
+def test_a_custom_space_of_every_kind_of_domain_is_proposed_from(tmp_path):
+    space = parse_space(
+        {
+            "parameters": {
+                "c": {"choices": ["a", "b", True, 3]},
+                "o": {"ordinal": [0.5, 1, 2]},
+                "r": {"low": 0.001, "high": 1, "log": True},
+                "w": {"low": 1, "high": 1000, "integer": True, "log": True, "when": {"c": ["a", True]}},
+            }
+        }
+    )
+    problem = Problem(space, THREE)
+    for sampler in SAMPLERS:
+        found = proposals(problem, tmp_path, sampler, count=40, name=f"{sampler}.db")
+        assert len({p.candidate for p in found}) == 40
+        assert all(("w" in p.candidate.values) == (p.candidate["c"] in ("a", True)) for p in found)
+
+
+def test_every_candidate_of_a_small_space_is_given_once(bert):
+    assert len(every_candidate(problem_on(bert, space=TINY).space, most=1000)) == 52
+    assert every_candidate(problem_on(bert, space=TINY).space, most=51) == []
+    assert every_candidate(problem_on(bert).space, most=10**6) == []
+
+
+def test_an_ordinal_is_a_position_to_the_engine_and_a_value_to_us(bert):
+    space = problem_on(bert).space
+    for start in space.start:
+        candidate = space.complete(start)
+        assert decode(space, encode(space, candidate)) == candidate
+    assert distribution_of(Ordinal((0, 8, 64))).high == 2
+    assert distribution_of(Choices(("a", "b"))).choices == ("a", "b")
+    assert distribution_of(Real(0.1, 10, log=True)).log
+    assert distribution_of(Whole(2, 9)).low == 2
+
+
+def test_engines_learn(bert, tmp_path):
+    """After the start, TPE proposes better candidates than chance where quality is easy to see."""
+    problem = problem_on(bert, limit=None)
+    means = {}
+    for sampler in ("tpe", "random"):
+        found = proposals(problem, tmp_path, sampler, count=80, name=f"{sampler}.db")
+        scores = [r.values["quality"] for r in records_of(problem, found[-30:])]
+        means[sampler] = sum(scores) / len(scores)
+    assert means["tpe"] > means["random"]
