@@ -1,4 +1,4 @@
-# The recipes that people, CI and pre-commit run; each is one command that can be read.
+# The recipes that people and CI run; each is one command that can be read.
 
 .PHONY: install check format test bench docs
 

@@ -19,6 +19,9 @@ KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
 
 Task = Literal["text-classification", "causal-lm"]
 
+UNQUANTISED = ("lm_head", "classifier", "score", "pre_classifier", "classification_head")
+"""Modules that stay unquantised in a base of 8 or 4 bits: heads, which are trained or decide every token."""
+
 # Leaf names of the three projections; a model that fuses them has one linear for all.
 _SUFFIX = "(_?(proj|lin|linear|layer|head))?"
 _QUERY = re.compile(f"(q|query|wq|to_q){_SUFFIX}", re.IGNORECASE)

@@ -7,10 +7,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autopeft.assembly import Assembly, CostFunction, assemble, make_executor, reassemble
-from autopeft.budget import smallest
 from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
 from autopeft.labels import describe
@@ -18,18 +17,15 @@ from autopeft.loop import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
 from autopeft.pareto import front
-from autopeft.records import AdapterPlan, Candidate, Cost, digest
+from autopeft.records import MAY_CHANGE, AdapterPlan, Candidate, Cost, digest
 from autopeft.registry import unknown
-from autopeft.request import SearchRequest, demo_defaults, make_request
+from autopeft.request import NO_LIMIT, SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Study, is_storage_url, sqlite_url
-from autopeft.space_file import read_space
+from autopeft.space_file import load_space, read_space
 from autopeft.store import RunDirectory
 from autopeft.view import View, make_view
-
-if TYPE_CHECKING:
-    pass
 
 
 def search(
@@ -87,6 +83,10 @@ def _checked(fields: Mapping[str, Any], own: Sequence[Objective] = ()) -> Search
     faults = []
     if sampler is not None and sampler not in SAMPLERS:
         faults.append(f"sampler: {unknown(sampler, SAMPLERS, what='sampler')}")
+    try:
+        load_space(fields.get("space") or "default")
+    except RequestError as error:
+        faults += error.faults
     if storage is not None and not is_storage_url(storage):
         faults.append(f"storage: {storage!r} is no database URL; write e.g. postgresql://user@host/name")
     try:
@@ -108,7 +108,7 @@ def _runner_defaults(runner: TrainFunction | str, space: object) -> dict[str, An
     if space is None:
         raise RequestError("space: a custom runner needs a space of its own, as a YAML file or its fields")
     executor = "ray" if isinstance(runner, str) else "local"
-    return {"executor": executor, "budget": "none", "objectives": ["quality"]}
+    return {"executor": executor, "budget": NO_LIMIT, "objectives": ["quality"]}
 
 
 def resume(
@@ -135,9 +135,9 @@ def resume(
     stored = run.request.model_dump()
     given = {name: value for name, value in changes.items() if value is not None}
     for name in given:
-        if name not in _MAY_CHANGE:
+        if name not in MAY_CHANGE:
             raise RequestError(
-                f"{name}: a run keeps what it was started with; on resume only {', '.join(_MAY_CHANGE)} may change"
+                f"{name}: a run keeps what it was started with; on resume only {', '.join(MAY_CHANGE)} may change"
             )
     if given.get("executor") == "local":
         stored |= {"workers": None, "ray_address": None}  # they were for Ray
@@ -146,9 +146,6 @@ def resume(
     with ExitStack() as stack:
         view = view or _own_view(stack)
         return _run(run, request, assembly, view, runner=runner)
-
-
-_MAY_CHANGE = ("trials", "time", "executor", "workers", "gpus_per_worker", "ray_address")
 
 
 def _run(
@@ -180,7 +177,7 @@ def _search_in(
     problem, info = assembly.problem, assembly.info
     for note in run.notes:
         view.note(note)
-    view.started(info)
+    view.started(info, run.records, front(run.records, problem.objectives))
     for note in info.data.get("notes", ()):
         view.note(note)
     if info.anatomy is not None:
@@ -248,11 +245,12 @@ def estimate(**fields: Any) -> list[Estimate]:
     """
     request = _checked({**demo_defaults(fields), **fields})
     problem = assemble(request, space=read_space(request.space)).problem
+    problem.check_feasible()
     anatomy = problem.anatomy
     assert anatomy is not None
     whole = [problem.space.complete(start) for start in problem.space.start]
     candidates = [fitted for c in whole if (fitted := problem.fit(c)) is not None and not problem.refusal(fitted)]
-    least = smallest(problem.space, count=lambda c: problem.cost(c).adapter_params)  # type: ignore[union-attr]
+    least = problem.smallest()
     found = {problem.identity(c): c for c in [*candidates, *([least[0]] if least else [])]}
     rows = []
     for candidate in found.values():

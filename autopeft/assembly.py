@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -66,7 +67,8 @@ def assemble(
         AutopeftError: Of the kind that says what is wrong, and what to do.
     """
     fields: dict[str, Any] = {
-        "request": request.model_dump(),
+        # This is shown in the report, which people share; request.yaml keeps the URL whole, for resume.
+        "request": {**request.model_dump(), "storage": _without_password(request.storage)},
         "space": yaml.safe_dump(dict(space), sort_keys=False, allow_unicode=True),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -78,10 +80,8 @@ def assemble(
         metric = request.metric_for(prepared.task)
         limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
         fields |= {"anatomy": anatomy.to_dict(), "model": model, "data": prepared.card(), "parameter_limit": limit}
-    elif request.parameter_limit is not None and request.parameter_limit.count is not None:
-        fields["parameter_limit"] = request.parameter_limit.count
-    elif request.parameter_limit is not None and cost is not None:
-        raise RequestError(f"budget: {request.budget} of what? With a custom runner give a count, e.g. 2M")
+    else:
+        fields["parameter_limit"] = _own_limit(request, cost)
     chosen = _objectives(request, metric, objectives)
     info = RunInfo(
         **fields,
@@ -89,6 +89,27 @@ def assemble(
         hardware=hardware(),
     )
     return Assembly(info, _problem(info, chosen, cost), prepared)
+
+
+def _without_password(url: str | None) -> str | None:
+    return None if url is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _own_limit(request: SearchRequest, cost: CostFunction | None) -> int | None:
+    """Give the budget of a search with a custom runner."""
+    faults = [
+        f"{name}: {getattr(request, name)!r} means nothing with a custom runner; drop it"
+        for name in ("model", "data")
+        if getattr(request, name) is not None
+    ]
+    limit = request.parameter_limit
+    if limit is not None and cost is None:
+        faults.append(f"budget: {request.budget} cannot be held to without `cost`; give it, or budget='none'")
+    elif limit is not None and limit.count is None:
+        faults.append(f"budget: {request.budget} of what? With a custom runner give a count, e.g. 2M")
+    if faults:
+        raise RequestError(*faults)
+    return None if limit is None else limit.count
 
 
 def reassemble(
@@ -162,6 +183,8 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
 
     path = request.model or str(demo_model())
+    if Path(path).expanduser().is_dir():
+        path = str(Path(path).expanduser().resolve())  # it must mean the same from any other folder
     tokenizer = load_tokenizer(path)
     positions = position_limit(path)
     check_weights(path)
@@ -172,7 +195,7 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     model = {
         "name": path,
         "checkpoint_bits": anatomy.dtype_bits,
-        "cuda": torch.cuda.is_available() or bool(request.gpus_per_worker),
+        "cuda": torch.cuda.is_available() or bool(request.gpus_per_worker),  # of a cluster, if not of this machine
         "source": asdict(source),
     }
     return model, anatomy, prepared
@@ -216,7 +239,8 @@ def make_executor(
     if not gpus and info.model.get("cuda"):
         gpus = 1.0
     workers = request.workers or _fitting_workers(info, cores, gpus)
-    threads = max(1, cores // workers)
+    # Of a cluster's machines nothing is known here; one thread a worker suits any.
+    threads = 1 if request.ray_address else max(1, cores // workers)
     if runner is None:
         spec = worker_spec(info, run_dir, threads=threads)
     else:

@@ -13,6 +13,7 @@ import typer
 
 from autopeft import __version__
 from autopeft.printing import print_estimates, print_json, print_result, print_table, stdout_kept
+from autopeft.records import MAY_CHANGE
 
 app = typer.Typer(
     name="autopeft",
@@ -56,8 +57,6 @@ REQUEST: dict[str, Any] = {
 }
 """The options of a request: field -> annotation; `search` and `estimate` take all of them."""
 
-CHANGES = ("trials", "time", "executor", "workers", "gpus_per_worker", "ray_address")
-"""Those that `resume` takes."""
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 RunDir = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
@@ -111,7 +110,7 @@ def search(*, as_json: Json = False, **options: Any) -> None:
 
 
 @app.command()
-@_with_options(*CHANGES)
+@_with_options(*MAY_CHANGE)
 def resume(run_dir: RunDir, *, as_json: Json = False, **options: Any) -> None:
     """Go on with a run that was stopped or killed."""
     from autopeft.api import resume as run

@@ -4,14 +4,18 @@ to stop."""
 from __future__ import annotations
 
 import math
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from autopeft.errors import AllTrialsFailedError, OutOfTimeError
+from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError
 from autopeft.execute.protocol import Executor
 from autopeft.labels import describe
 from autopeft.pareto import front
@@ -61,6 +65,7 @@ def search(
 
     Raises:
         AllTrialsFailedError: If no trial was complete at the end, or the first ones all failed alike.
+        InfeasibleError: If nothing could be proposed, or every trial was beyond a limit.
         OutOfTimeError: If the time ran out before one was complete.
     """
     start = clock()
@@ -84,7 +89,8 @@ def search(
             and len(running) < executor.capacity
             and _may_start(store.records, running, limits, deadline, clock())
         ):
-            proposal = study.ask()
+            with interrupts_deferred():
+                proposal = study.ask()
             if proposal is None:
                 exhausted = True
                 break
@@ -94,12 +100,32 @@ def search(
         if not running:
             break
         for outcome in executor.wait(min(_POLL_SECONDS, max(0.0, deadline - clock()))):
-            settle(outcome)
+            with interrupts_deferred():
+                settle(outcome)
         if clock() >= deadline:
             for number in list(running):
                 settle(Outcome(number, "stopped", reason="the time was over before it was done"))
             break
     return _ending(store.records, limits, exhausted=exhausted)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let what is being written down be written: Ctrl-C takes effect at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda got, frame: pending.append(got))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pending:
+        raise KeyboardInterrupt
 
 
 def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, saves_adapter: bool) -> WorkUnit:
@@ -137,13 +163,16 @@ def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) 
     if problem.memory_limit_bytes is not None and measurement.memory_bytes > problem.memory_limit_bytes:
         peak, limit = show_bytes(measurement.memory_bytes), show_bytes(problem.memory_limit_bytes)
         return replace(record, state="infeasible", reason=f"its peak memory, {peak}, is more than {limit}")
+    trained, most = measurement.trainable_params, problem.parameter_limit
+    if most is not None and trained > most:
+        return replace(record, state="infeasible", reason=f"it trained {trained:,} parameters, more than {most:,}")
     values = {}
     for objective in problem.objectives:
         try:
             value = float(objective.measure(measurement))
         except Exception as error:  # noqa: BLE001 - the user's own function: its fault is this trial's
             why = f"objective {objective.name}: {type(error).__name__}: {error}"
-            return replace(record, state="failed", reason=why)
+            return replace(record, state="failed", reason=why, traceback=traceback.format_exc())
         if not math.isfinite(value):
             return replace(record, state="failed", reason=f"objective {objective.name} is {value}, not a number")
         values[objective.name] = value
@@ -177,8 +206,17 @@ def _ending(records: Sequence[TrialRecord], limits: Limits, *, exhausted: bool) 
         if exhausted:
             return "exhausted"
         return "trials" if limits.trials is not None and len(_trained(records)) >= limits.trials else "time"
-    ended = [r for r in records if r.state in ("failed", "infeasible")]
-    if ended:
-        why = f"{ended[0].reason}\n{ended[0].traceback}"
-        raise AllTrialsFailedError(f"all {len(ended)} trials failed; the first: {why}")
+    failed = [r for r in records if r.state == "failed"]
+    if failed:
+        why = f"{failed[0].reason}\n{failed[0].traceback}".rstrip()
+        raise AllTrialsFailedError(f"all {len(failed)} trials failed; the first: {why}")
+    infeasible = [r for r in records if r.state == "infeasible"]
+    if infeasible:
+        peaks = [(r.measurement.memory_bytes, describe(r)) for r in infeasible if r.measurement]
+        least = f" The least of it, {show_bytes(min(peaks)[0])}, was {min(peaks)[1]}." if peaks else ""
+        raise InfeasibleError(
+            f"all {len(infeasible)} trials were infeasible; the first: {infeasible[0].reason}.{least}"
+        )
+    if exhausted:
+        raise InfeasibleError("space: nothing in it could be proposed within the budget; allow more")
     raise OutOfTimeError("time: it ran out before the first trial was done; raise --time, or lower --steps")

@@ -14,7 +14,7 @@ from autopeft.objectives import Objective
 from autopeft.records import AdapterPlan, Candidate, Cost, Scalar, digest
 from autopeft.registry import unknown
 from autopeft.space import Choices, Space, ends, settings_of
-from autopeft.units import show_count, show_percent
+from autopeft.units import show_bytes, show_count, show_percent
 
 BITS = (4, 8, 16, 32)
 """What a base weight can have while training."""
@@ -80,17 +80,26 @@ class Problem:
         """Give the candidate, lowered into the budget if need be; None if that is not possible."""
         return project(self.space, candidate, count=self._adapter_params, limit=self._adapter_limit)
 
+    def _unfit(self, candidate: Candidate) -> str:
+        """Say why a candidate cannot be trained whatever its size."""
+        if self.anatomy is None:
+            return ""
+        method = METHODS[str(candidate["method"])]
+        bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
+        if bits not in method.bits:
+            return f"{method.name} does not train on a base of {bits} bits"
+        if self.anatomy.task not in method.tasks:
+            return f"{method.name} is not for {self.anatomy.task}"
+        return method.refuses(settings_of(candidate, method.name), bits, self.anatomy)
+
+    def smallest(self) -> tuple[Candidate, int] | None:
+        """Find the smallest configuration that can be trained, and the parameters of its adapter."""
+        return smallest(self.space, count=lambda c: 0 if self._unfit(c) else self._adapter_params(c))
+
     def refusal(self, candidate: Candidate) -> str:
         """Say why a candidate cannot be trained; "" if it can. No training is needed to know."""
-        if self.anatomy is not None:
-            method = METHODS[str(candidate["method"])]
-            bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
-            if bits not in method.bits:
-                return f"{method.name} does not train on a base of {bits} bits"
-            if self.anatomy.task not in method.tasks:
-                return f"{method.name} is not for {self.anatomy.task}"
-            if reason := method.refuses(settings_of(candidate, method.name), bits, self.anatomy):
-                return reason
+        if reason := self._unfit(candidate):
+            return reason
         params = self._adapter_params(candidate)
         if params == 0:
             return "it trains nothing"
@@ -109,11 +118,12 @@ class Problem:
         Raises:
             InfeasibleError: Naming the smallest configuration and its size.
         """
-        if self.parameter_limit is None:
-            return
-        found = smallest(self.space, count=self._adapter_params)
+        self._check_weights()
+        found = self.smallest()
         if found is None:
-            raise InfeasibleError("space: nothing in it trains anything on this model; allow more kinds or layers")
+            first = self.space.complete(self.space.start[0] if self.space.start else {})
+            why = self._unfit(first) or "it trains nothing"
+            raise InfeasibleError(f"space: nothing in it can be trained on this model; for one, {why}. Allow more")
         candidate, params = found
         if params <= self._adapter_limit:
             return
@@ -126,6 +136,19 @@ class Problem:
             f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
             f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
         )
+
+    def _check_weights(self) -> None:
+        """Make sure that the frozen weights alone fit the memory; all else comes on top of them."""
+        if self.anatomy is None or self.memory_limit_bytes is None:
+            return
+        bits = next((p.domain for p in self.space if p.name == "bits"), None)
+        fewest = min(map(int, bits.values)) if isinstance(bits, Choices) else self.anatomy.dtype_bits
+        weights = self.anatomy.base_params * fewest // 8
+        if weights > self.memory_limit_bytes:
+            raise InfeasibleError(
+                f"memory: {show_bytes(self.memory_limit_bytes)} do not hold the model's weights, "
+                f"{show_bytes(weights)} at {fewest} bits. Raise --memory, or choose a space with fewer bits."
+            )
 
 
 def _tells(value: Scalar) -> bool:

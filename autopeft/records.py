@@ -11,6 +11,9 @@ from typing import Any, Literal, Self
 SCHEMA_VERSION = 1
 """Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
 
+MAY_CHANGE = ("trials", "time", "executor", "workers", "gpus_per_worker", "ray_address")
+"""Fields of a request that may differ when a run goes on; all others stay what it was started with."""
+
 Scalar = str | int | float | bool
 TrialState = Literal["complete", "failed", "infeasible", "stopped", "duplicate"]
 Split = Literal["validation", "test"]

@@ -112,6 +112,11 @@ class SearchRequest(BaseModel):
             faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
         if self.executor == "local" and self.ray_address is not None:
             faults.append(f"ray_address: {self.ray_address!r} means nothing with --executor local; drop one of the two")
+        if self.executor == "local" and self.gpus_per_worker is not None:
+            gpus = self.gpus_per_worker
+            faults.append(f"gpus_per_worker: {gpus} means nothing with --executor local; drop one of the two")
+        if self.executor == "ray" and self.ray_address is not None and self.workers is None:
+            faults.append("workers: how many on the cluster? Add --workers")
         if self.executor == "local" and self.workers not in (None, 1):
             faults.append(f"workers: {self.workers} with --executor local, which runs one trial at a time; use ray")
         if faults:
@@ -205,7 +210,11 @@ _DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "tri
 
 def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Give the defaults of the embedded model and data, which end in a few minutes on two cores; else none."""
-    return dict(_DEMO) if fields.get("model") is None and fields.get("data") is None else {}
+    if fields.get("model") is not None or fields.get("data") is not None:
+        return {}
+    # Who sets one limit does not want another one beside it.
+    other = {"trials": "time", "time": "trials"}
+    return {k: v for k, v in _DEMO.items() if k not in other or fields.get(other[k]) is None}
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import threading
 import time
@@ -26,8 +27,8 @@ FRONT_ROWS = 8
 class View(Protocol):
     """What the search tells whoever watches it; called from one thread."""
 
-    def started(self, info: RunInfo) -> None:
-        """The search begins, or goes on."""
+    def started(self, info: RunInfo, records: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> None:
+        """The search begins, or goes on with these records and their front."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -42,11 +43,55 @@ class View(Protocol):
         """The search has ended."""
 
 
-class _Shown:
-    """What both views know: the run's objectives, and how a record reads in one line."""
+class _Progress:
+    """What both views know of a search: its objectives and limits, what has ended, what is running."""
 
     def __init__(self) -> None:
         self.objectives: Sequence[Mapping[str, str]] = ()
+        self.running: dict[int, str] = {}
+        self.ended: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._trials, self._seconds, self._at_once = 0, 0.0, 1
+        self._durations: list[float] = []
+
+    def start(self, info: RunInfo, records: Sequence[TrialRecord]) -> None:
+        self.objectives = info.objectives
+        self._began = time.monotonic()
+        trials, seconds = info.request.get("trials"), info.request.get("time")
+        self._trials = int(trials) if trials else 0
+        self._seconds = parse_seconds(seconds) if seconds else 0.0
+        for record in records:
+            self.finish(record)
+
+    def propose(self, number: int, label: str) -> None:
+        self.running[number] = one_line(label)
+        self._at_once = max(self._at_once, len(self.running))
+
+    def finish(self, record: TrialRecord) -> None:
+        self.running.pop(record.number, None)
+        self.ended[record.state] += 1
+        if record.state == "complete":
+            self._durations.append(record.seconds)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def counts(self) -> str:
+        """Say how many are done, running, failed, and how long it may take yet."""
+        total = f" of {self._trials}" if self._trials else ""
+        parts = [f"{self.ended['complete']}{total} done", f"{len(self.running)} running"]
+        parts += [f"{n} {state}" for state, n in sorted(self.ended.items()) if state != "complete"]
+        left = self._left()
+        return " · ".join([*parts, *([f"about {show_seconds(left)} left"] if left is not None else [])])
+
+    def _left(self) -> float | None:
+        """Estimate the seconds to the first limit: the time's end, or the last trial at the usual pace."""
+        ends = [max(0.0, self._seconds - self.elapsed)] if self._seconds else []
+        if self._trials and self._durations:
+            remaining = max(0, self._trials - sum(n for state, n in self.ended.items() if state != "stopped"))
+            ends.append(statistics.median(self._durations) * remaining / self._at_once)
+        return min(ends, default=None)
 
     def values(self, record: TrialRecord) -> list[str]:
         return [show_value(record.values[o["name"]], o["unit"]) for o in self.objectives if o["name"] in record.values]
@@ -64,7 +109,7 @@ class PlainView:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._shown = _Shown()
+        self._progress = _Progress()
 
     def __enter__(self) -> Self:
         return self
@@ -72,9 +117,9 @@ class PlainView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Nothing to end."""
 
-    def started(self, info: RunInfo) -> None:
+    def started(self, info: RunInfo, records: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> None:
         """Say what is searched."""
-        self._shown.objectives = info.objectives
+        self._progress.start(info, records)
         self._print(f"search for {', '.join(o['name'] for o in info.objectives)}; {_limits(info)}")
 
     def note(self, text: str) -> None:
@@ -83,12 +128,14 @@ class PlainView:
 
     def proposed(self, number: int, label: str) -> None:
         """Say what is tried."""
+        self._progress.propose(number, label)
         self._print(f"trial {number} started: {label}")
 
     def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
-        """Say how it ended."""
+        """Say how it ended, and how the search stands."""
+        self._progress.finish(record)
         best = f"; best so far trial {front[0].number}, {len(front)} on the front" if front else ""
-        self._print(f"{self._shown.sentence(record)}{best}")
+        self._print(f"{self._progress.sentence(record)}{best} ({self._progress.counts()})")
 
     def closed(self, summary: str) -> None:
         """Print the summary."""
@@ -109,11 +156,8 @@ class LiveView:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._lock = threading.Lock()
-        self._shown = _Shown()
-        self._began = time.monotonic()
-        self._limits, self._trials, self._seconds = "", 0, 0.0
-        self._running: dict[int, str] = {}
-        self._ended: Counter[str] = Counter()
+        self._progress = _Progress()
+        self._limits = ""
         self._front: list[TrialRecord] = []
         self._last = ""
         # Last, because it renders at once.
@@ -133,14 +177,11 @@ class LiveView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
-    def started(self, info: RunInfo) -> None:
-        """Start the clock and take over the limits."""
+    def started(self, info: RunInfo, records: Sequence[TrialRecord], front: Sequence[TrialRecord]) -> None:
+        """Start the clock and take over the limits, and what is done already."""
         with self._lock:
-            self._shown.objectives, self._limits = info.objectives, _limits(info)
-            self._began = time.monotonic()
-            trials, seconds = info.request.get("trials"), info.request.get("time")
-            self._trials = int(trials) if trials else 0
-            self._seconds = parse_seconds(seconds) if seconds else 0.0
+            self._progress.start(info, records)
+            self._limits, self._front = _limits(info), list(front)
 
     def note(self, text: str) -> None:
         """Print it above the table, where it stays."""
@@ -149,15 +190,14 @@ class LiveView:
     def proposed(self, number: int, label: str) -> None:
         """Show it among the running."""
         with self._lock:
-            self._running[number] = one_line(label)
+            self._progress.propose(number, label)
 
     def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Count it, and show the new front."""
         with self._lock:
-            self._running.pop(record.number, None)
-            self._ended[record.state] += 1
+            self._progress.finish(record)
             self._front = list(front)
-            self._last = one_line(self._shown.sentence(record))
+            self._last = one_line(self._progress.sentence(record))
 
     def closed(self, summary: str) -> None:
         """Take the table away and leave the summary."""
@@ -167,13 +207,9 @@ class LiveView:
 
     def _render(self) -> RenderableType:
         with self._lock:
-            ended, running, front = Counter(self._ended), dict(self._running), list(self._front)
-            last, elapsed = self._last, time.monotonic() - self._began
-        total = f" of {self._trials}" if self._trials else ""
-        left = f" · {show_seconds(max(0.0, self._seconds - elapsed))} left" if self._seconds else ""
-        counts = [f"{ended['complete']}{total} done", f"{len(running)} running"]
-        counts += [f"{n} {state}" for state, n in sorted(ended.items()) if state != "complete"]
-        head = Text(f"autopeft · {' · '.join(counts)} · {show_seconds(elapsed)} elapsed{left}", style="bold")
+            counts, elapsed = self._progress.counts(), self._progress.elapsed
+            running, front, last = dict(self._progress.running), list(self._front), self._last
+        head = Text(f"autopeft · {counts} · {show_seconds(elapsed)} elapsed", style="bold")
         lines: list[RenderableType] = [head, Text(self._limits, style="dim")]
         for number, label in list(running.items())[:4]:
             lines.append(Text(f"  running {number}: {label}", style="cyan", no_wrap=True, overflow="ellipsis"))
@@ -187,11 +223,11 @@ class LiveView:
         more = f", {FRONT_ROWS} best of" if len(front) > FRONT_ROWS else ","
         table = Table(title=f"the front{more} {len(front)}", title_justify="left", title_style="", expand=False)
         table.add_column("trial", justify="right")
-        for objective in self._shown.objectives:
+        for objective in self._progress.objectives:
             table.add_column(Text(one_line(objective["name"])), justify="right", no_wrap=True)
         table.add_column("configuration", overflow="ellipsis", no_wrap=True)
         for row, record in enumerate(front[:FRONT_ROWS]):
-            cells = [Text(v) for v in (str(record.number), *self._shown.values(record), describe(record))]
+            cells = [Text(v) for v in (str(record.number), *self._progress.values(record), describe(record))]
             table.add_row(*cells, style="bold green" if row == 0 else "")
         return table
 
@@ -213,5 +249,5 @@ def _limits(info: RunInfo) -> str:
     if info.memory_limit_bytes is not None:
         limits.append(f"at most {show_bytes(info.memory_limit_bytes)} of memory")
     if info.request.get("time"):
-        limits.append(f"at most {one_line(info.request['time'])}")
+        limits.append(f"at most {show_seconds(parse_seconds(info.request['time']))}")
     return ", ".join(limits) or "no limits"

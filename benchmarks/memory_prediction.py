@@ -20,22 +20,21 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
-from peft.optimizers import create_lorafa_optimizer, create_riemannian_optimizer
-from torch import nn, optim
 from transformers import LlamaConfig
 
 from autopeft.trial.prediction import TrainingSetup, trace_peak
 
 LENGTH = 703
 """Tokens of the longest batch. It is not published (the texts are cut at 768); see `--scan` and the report."""
-EARLIER_LENGTH = 128
-"""Tokens of the batch before: the loop sorts 20 batches from long to short, and empties the cache every 10."""
+EARLIER_LENGTH = 80
+"""Tokens of the batch before, about the shortest 4 of 80: the loop sorts 20 batches from long to short, and empties the
+allocator's cache every 10, so that a longest batch meets an empty cache and the small output of the batch before."""
 NO_CONFIG = frozenset(
     "auto_mapping base_model_name_or_path revision peft_type peft_version inference_mode tokenizer_name_or_path".split()
 )
@@ -92,17 +91,6 @@ def published_adapter(cfg: dict[str, Any] | None) -> Any:
     return kind(**{**fields, "task_type": "CAUSAL_LM"})
 
 
-def published_optimizer(name: str, cfg: dict[str, Any] | None) -> Callable[[nn.Module], optim.Optimizer] | None:
-    """Give the optimiser of the few runs that have one of their own."""
-    if cfg is None:
-        return None
-    if "lorafa" in name:
-        return lambda model: create_lorafa_optimizer(model, r=cfg["r"], lora_alpha=cfg["lora_alpha"], lr=1e-4)
-    if "riemannian" in name:
-        return lambda model: create_riemannian_optimizer(model, optimizer_cls=optim.AdamW, lr=1e-4, reg=1e-2)
-    return None
-
-
 @dataclass(frozen=True)
 class Row:
     """One run: what was predicted and what was measured, in bytes."""
@@ -123,7 +111,6 @@ def predict_run(run: dict[str, Any], length: int) -> Row:
             llama_3b(),
             published_adapter(run["cfg"]),
             published_setup(run["name"], length),
-            make_optimizer=published_optimizer(run["name"], run["cfg"]),
         )
     except Exception as error:  # noqa: BLE001 - a method that cannot be traced is a row of the table
         text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -10,5 +10,5 @@ data=$2
 out=${3:-autopeft-runs/e2e}
 autopeft search --model "$model" --data "$data" --task causal-lm \
   --column prompt=source --column completion=target \
-  --budget 5% --metric bits_per_byte --steps 150 --batch-size 16 --max-length 256 --eval-rows 200 \
+  --budget 5% --metric bits_per_byte --steps 150 --batch-size 8 --max-length 192 --eval-rows 100 \
   --trials "${TRIALS:-24}" --time "${TIME:-20min}" --out "$out"

@@ -41,6 +41,8 @@ def faults_of(fields, **options):
         ({"task": "causal-lm", "metric": "accuracy"}, ["metric", "'accuracy'", "causal-lm", "choose one of loss"]),
         ({"executor": "local", "ray_address": "auto"}, ["ray_address", "'auto'", "drop one of the two"]),
         ({"executor": "local", "workers": 4}, ["workers", "4", "use ray"]),
+        ({"executor": "local", "gpus_per_worker": 1}, ["gpus_per_worker", "1", "drop one of the two"]),
+        ({"ray_address": "auto"}, ["workers", "Add --workers"]),
     ],
 )
 def test_a_fault_names_field_value_and_remedy(fields, words):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 import time
 
 import pytest
@@ -88,7 +90,7 @@ def plain(*, stream=None) -> tuple[PlainView, io.StringIO]:
 
 def play(view: View) -> None:
     first = record(0)
-    view.started(INFO)
+    view.started(INFO, [], [])
     view.note("a\nnote \x1b[31m")
     view.proposed(0, describe(LORA))
     view.finished(first, [first])
@@ -102,14 +104,18 @@ def test_plain_view_prints_one_line_an_event():
     view, stream = plain()
     with view:
         play(view)
-    assert stream.getvalue().splitlines() == [
-        "search for quality, params; at most 100,000 trainable parameters, at most 30min",
+    lines = [re.sub(r" · about [^)]* left", "", line) for line in stream.getvalue().splitlines()]
+    assert lines == [
+        "search for quality, params; at most 100,000 trainable parameters, at most 30m00s",
         "a note  [31m",
         "trial 0 started: lora r=8 all-linear",
-        "trial 0 complete: lora r=8 all-linear: quality 0.9123, params 1,152; best so far trial 0, 1 on the front",
+        "trial 0 complete: lora r=8 all-linear: quality 0.9123, params 1,152; best so far trial 0, 1 on the front "
+        "(1 of 10 done · 0 running)",
         "trial 1 started: another label",
-        "trial 1 failed: lora r=8 all-linear: boom bang; best so far trial 0, 1 on the front",
-        "trial 2 infeasible: lora r=8 all-linear: no reason given; best so far trial 0, 1 on the front",
+        "trial 1 failed: lora r=8 all-linear: boom bang; best so far trial 0, 1 on the front "
+        "(1 of 10 done · 0 running · 1 failed)",
+        "trial 2 infeasible: lora r=8 all-linear: no reason given; best so far trial 0, 1 on the front "
+        "(1 of 10 done · 0 running · 1 failed · 1 infeasible)",
         "done",
         "bye",
     ]
@@ -136,7 +142,7 @@ def shown(view: LiveView) -> str:
 
 def test_live_view_shows_counts_front_and_what_is_running():
     view = LiveView(terminal())
-    view.started(INFO)
+    view.started(INFO, [], [])
     trials = [record(n) for n in range(12)]
     for trial in trials:
         view.proposed(trial.number, "label")
@@ -152,10 +158,32 @@ def test_live_view_shows_counts_front_and_what_is_running():
     assert "at most 100,000 trainable parameters" in text
 
 
+def test_time_left_is_estimated_from_the_usual_pace_and_never_beyond_the_time_limit():
+    by_number = dataclasses.replace(INFO, request={"trials": 10})
+    view = LiveView(terminal())
+    view.started(by_number, [], [])
+    for number in (0, 1):
+        view.proposed(number, "label")
+    for number in (0, 1):
+        view.finished(dataclasses.replace(record(number), seconds=20.0), [])
+    assert "about 1m20s left" in shown(view)  # 8 trials of 20 s, two at once
+    view.started(dataclasses.replace(INFO, request={"trials": 10, "time": 30}), [], [])
+    view.finished(dataclasses.replace(record(2), seconds=20.0), [])
+    assert re.search(r"about (30|29)\.\ds left", shown(view))
+
+
+def test_a_resumed_run_is_shown_with_what_is_done_already():
+    done = [record(0), record(1)]
+    view = LiveView(terminal())
+    view.started(INFO, done, done[:1])
+    assert "2 of 10 done" in shown(view)
+    assert shown(view).count("0.9123") == 1
+
+
 def test_live_view_renews_itself_while_the_main_thread_does_something_else():
     console = terminal()
     with LiveView(console) as view:
-        view.started(INFO)
+        view.started(INFO, [], [])
         view.proposed(7, "while the main thread trains")
         deadline = time.monotonic() + 20
         while "while the main thread trains" not in console.file.getvalue() and time.monotonic() < deadline:
@@ -176,7 +204,7 @@ def test_live_view_leaves_notes_and_the_summary():
 def test_both_views_take_a_run_without_limits_and_records_of_any_state():
     bare = RunInfo({}, (), "", "", {}, {})
     for view in (LiveView(terminal()), plain()[0]):
-        view.started(bare)
+        view.started(bare, [], [])
         for state in ("stopped", "duplicate", "complete"):
             view.finished(record(0, state), [])
 

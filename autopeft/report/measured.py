@@ -54,7 +54,7 @@ def _measures(context: Context) -> Rows:
         (
             "Knee",
             "The trial of the front nearest to the ideal point, each objective of the front scaled to [0, 1]; "
-            "parameters, bytes and seconds by their logarithm.",
+            "parameters, bytes and seconds by their logarithm; quality weighs as much as all the others together.",
         )
     )
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 
+from autopeft.anatomy import UNQUANTISED
 from autopeft.records import AdapterPlan, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
@@ -39,9 +40,13 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
     labels = context.info.data.get("label_names")
     if classify and isinstance(labels, Sized) and not isinstance(labels, str):
         arguments.append(f"num_labels={len(labels)}")
-    arguments.append(f"dtype=torch.{'float32' if plan.bits == 32 else 'bfloat16'}")
+        arguments.append("ignore_mismatched_sizes=True")  # the checkpoint may have another head, which is not used
+    cuda = any(r.measurement and r.measurement.memory_kind.startswith("cuda") for r in context.complete)
+    # As it was judged: a quantised base computes in fp32 on a CPU, in bf16 on a GPU.
+    dtype = "bfloat16" if plan.bits == 16 or (quantised and cuda) else "float32"
+    arguments.append(f"dtype=torch.{dtype}")
     if quantised:
-        arguments.append(f"quantization_config={_QUANTISED[plan.bits]}")
+        arguments.append(f"quantization_config={_quantised(plan.bits, dtype)}")
     imports = ["AutoTokenizer", auto, *(["BitsAndBytesConfig"] if quantised else [])]
     lines = [
         "import torch",
@@ -57,15 +62,17 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
     return "\n".join(lines)
 
 
-_QUANTISED: Mapping[int, str] = {
-    4: """BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )""",
-    8: "BitsAndBytesConfig(load_in_8bit=True)",
-}
+def _quantised(bits: int, dtype: str) -> str:
+    fields = ["load_in_8bit=True"]
+    if bits == 4:
+        fields = [
+            "load_in_4bit=True",
+            'bnb_4bit_quant_type="nf4"',
+            "bnb_4bit_use_double_quant=True",
+            f"bnb_4bit_compute_dtype=torch.{dtype}",
+        ]
+    fields.append(f"llm_int8_skip_modules={list(UNQUANTISED)}")  # a task head stays whole, at 4 bits too
+    return "BitsAndBytesConfig(\n" + "".join(f"        {field},\n" for field in fields) + "    )"
 
 
 def _adapter(context: Context, number: int) -> str:

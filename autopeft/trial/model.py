@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
+from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
 from autopeft.errors import SourceError
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
@@ -247,7 +247,7 @@ def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> 
 
 def quantization(bits: int, compute_dtype: torch.dtype, source: ModelSource) -> Any:
     """Give the bitsandbytes configuration of a 4- or 8-bit base; a task head stays unquantised."""
-    keep = ["lm_head", "classifier", "score", "pre_classifier", "classification_head"]
+    keep = list(UNQUANTISED)
     if bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return transformers.BitsAndBytesConfig(

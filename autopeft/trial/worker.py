@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -147,7 +149,8 @@ class TrialWorker:
     def _save(self, adapted: Any, plan: AdapterPlan, adapter_dir: str) -> int:
         """Save under the run directory, whole or not at all."""
         folder = self._run_dir / adapter_dir
-        partial = folder.with_name(f".{folder.name}.partial")
+        # An orphan of a killed driver may still be saving the same trial.
+        partial = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
         for old in (folder, partial):
             shutil.rmtree(old, ignore_errors=True)
         about = {"source": asdict(self._source), "bits": plan.bits, "head_seed": self._seed, "plan": plan.to_dict()}

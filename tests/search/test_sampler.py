@@ -11,13 +11,13 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate
 from autopeft.search.codec import decode, distribution_of, encode
 from autopeft.search.sampler import SAMPLERS, every_candidate
-from autopeft.search.study import Study
+from autopeft.search.study import Study, sqlite_url
 from autopeft.space import Choices, Ordinal, Real, Whole
 from autopeft.space_file import parse_space
 
 
-def proposals(problem, tmp_path, sampler, *, count, seed=0, name="study.db"):
-    study = Study(problem, url=f"sqlite:///{tmp_path / name}", sampler=sampler, seed=seed)
+def proposals(problem, tmp_path, sampler, *, count, seed=0, name="study.db", fast=False):
+    study = Study(problem, url="sqlite:///:memory:" if fast else sqlite_url(tmp_path / name), sampler=sampler, seed=seed)
     found = []
     for _ in range(count):
         proposal = study.ask()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_iter
 
 from autopeft.anatomy import number_layers, place_of
 from autopeft.trial.memory import StorageTracker
@@ -21,7 +22,7 @@ class AllocationLog(StorageTracker):
 
     Where an operation's result depends on numbers that are not there, it gives the usual case: a flag is not set, a
     number is 1, a random number is one half, a mask marks what was scattered into it, or all of a list, or else one
-    entry a row.
+    entry a row; what is counted is the same everywhere.
 
     Attributes:
         events: (key, bytes) for a birth, (key, 0) for a death, in order.
@@ -69,6 +70,8 @@ class AllocationLog(StorageTracker):
         """Run the operation and count what it gave."""
         packet = func.overloadpacket
         try:
+            if packet is _ATEN.add_ and _is_sparse(args[1]):
+                return args[0]  # PyTorch would compute it for real
             if packet in _REPLACED:
                 out = _REPLACED[packet](*args)
                 self._count(out)
@@ -79,7 +82,8 @@ class AllocationLog(StorageTracker):
             if usual is None:
                 raise error
             out = usual
-            self._count(out)
+            for tensor in tree_iter(out):
+                self._count(tensor)
         if packet in _NOTED:
             self._note(packet, args, out)
         return out
@@ -105,6 +109,8 @@ class AllocationLog(StorageTracker):
             return args[0].new_empty((self._count_marked(args[0]), args[0].dim()), dtype=torch.int64)
         if packet is _ATEN.index:
             return self._index(args[0], args[1])
+        if packet is _ATEN.unique_consecutive:
+            return tuple(args[0].new_empty((1,), dtype=dtype) for dtype in (args[0].dtype, torch.int64, torch.int64))
         if packet is _ATEN.bincount:
             length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
             return args[0].new_empty((max(length, 1),), dtype=torch.int64)
@@ -137,6 +143,10 @@ def _as_sparse(values: torch.Tensor, like: torch.Tensor | None = None) -> torch.
     return torch.sparse_coo_tensor(like._indices().clone(), entries, like.shape, is_coalesced=True)
 
 
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo
+
+
 def _randperm(length: int, *_: Any) -> torch.Tensor:
     return torch.empty(length, dtype=torch.int64)
 
@@ -162,11 +172,15 @@ class LayerMemory:
         saved: Left alive by its forward pass: what its backward pass needs.
         forward_peak: Most bytes alive during its forward pass.
         backward_peak: Most bytes alive during its backward pass; 0 where it has none.
+        gradients: Of its trained parameters, before they are applied.
+        kept: Its trained parameters and what the optimiser keeps for them.
     """
 
     saved: int
     forward_peak: int
     backward_peak: int
+    gradients: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +194,7 @@ class StepMemory:
         backward_peak: Most alive in the backward pass below the layers' last.
         optimizer_peak: Most alive while the gradients are clipped and applied.
         gradients: Held by the gradients of trained parameters.
+        after: Alive when the step was over; what the next one begins with.
     """
 
     before: int
@@ -188,6 +203,7 @@ class StepMemory:
     backward_peak: int
     optimizer_peak: int
     gradients: int
+    after: int
     layers: tuple[LayerMemory, ...]
 
 
@@ -207,9 +223,10 @@ class LayerWatch:
         layers = {name: p for name, p in places.items() if p.rest == "x"}
         numbers = number_layers(layers.values())
         self.count = len(numbers)
+        self.modules: dict[int, nn.Module] = {}
         for name, place in layers.items():
             number = numbers[place.stack, place.index]
-            module = model.get_submodule(name)
+            module = self.modules[number] = model.get_submodule(name)
             module.register_forward_pre_hook(self._entering(number))
             module.register_forward_hook(self._leaving(number))
 
@@ -286,7 +303,11 @@ def run_step(
     loss.backward()
     layers = watch.finish()
     backward_peak = max((layer.backward_peak for layer in layers), default=0)
-    gradients = sum(_held(p.grad, log.block_bytes) for p in trained if p.grad is not None)
+    gradients = _gradients(trained, log.block_bytes)
+    layers = tuple(
+        replace(layer, gradients=_gradients(watch.modules[i].parameters(), log.block_bytes))
+        for i, layer in enumerate(layers)
+    )
     del loss
     log.close_window()
     if clip_norm:
@@ -294,8 +315,37 @@ def run_step(
     optimizer.step()
     optimizer_peak = log.close_window()
     optimizer.zero_grad(set_to_none=True)
-    return StepMemory(before, after_forward, watch.loss_peak, backward_peak, optimizer_peak, gradients, layers)
+    layers = tuple(
+        replace(layer, kept=_kept(watch.modules[i], optimizer, log.block_bytes)) for i, layer in enumerate(layers)
+    )
+    return StepMemory(
+        before=before,
+        after_forward=after_forward,
+        loss_peak=watch.loss_peak,
+        backward_peak=backward_peak,
+        optimizer_peak=optimizer_peak,
+        gradients=gradients,
+        after=log.live_bytes,
+        layers=layers,
+    )
 
 
-def _held(tensor: torch.Tensor, block_bytes: int) -> int:
-    return -(-tensor.untyped_storage().nbytes() // block_bytes) * block_bytes
+def held_bytes(tensors: Iterable[torch.Tensor], block_bytes: int) -> int:
+    """Count the storages of tensors, each once, as multiples of a block."""
+    sizes = {(storage := t.untyped_storage())._cdata: storage.nbytes() for t in tensors if t.layout == torch.strided}
+    return sum(-(-size // block_bytes) * block_bytes for size in sizes.values())
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """Give the tensors that an optimiser keeps for parameters."""
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def _gradients(parameters: Iterable[nn.Parameter], block_bytes: int) -> int:
+    return held_bytes([p.grad for p in parameters if p.grad is not None], block_bytes)
+
+
+def _kept(module: nn.Module, optimizer: torch.optim.Optimizer, block_bytes: int) -> int:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return held_bytes([*trained, *state_of(optimizer, trained)], block_bytes)

@@ -27,7 +27,15 @@ from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import Device, DeviceKernels
 from autopeft.trial.prediction.optimizers import OPTIMIZERS
 from autopeft.trial.prediction.quantized import place_quantized
-from autopeft.trial.prediction.steps import AllocationLog, LayerMemory, LayerWatch, StepMemory, run_step
+from autopeft.trial.prediction.steps import (
+    AllocationLog,
+    LayerMemory,
+    LayerWatch,
+    StepMemory,
+    held_bytes,
+    run_step,
+    state_of,
+)
 from autopeft.trial.train import CLIP_NORM
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -133,8 +141,10 @@ def trace_peak(
         SourceError: If the model has no form for the task.
     """
     start = time.monotonic()
+    model = _build_base(model_config, setup, task)
     with no_storage():
-        model, base = _build_base(model_config, setup, task)
+        fake_model(model)
+        base = tensors_of(model).values()
         kernels = DeviceKernels(setup.device, autocast_dtype=_autocast_dtype(setup))
         with kernels, AllocationLog(base, block_bytes=setup.block_bytes) as log:
             kernels.on_written = log.note_numbers
@@ -145,7 +155,7 @@ def trace_peak(
             trained = _make_trainable(adapted, setup)
             gc.collect()
             adapter_bytes = log.live_bytes - base_bytes
-            short = _batch(setup, setup.earlier_length or setup.length, task)
+            batch = _batch(setup, setup.earlier_length or setup.length, task)
             optimizer = make_optimizer(adapted) if make_optimizer else OPTIMIZERS[setup.optimizer](trained)
             watch = LayerWatch(adapted, log)
             # What attaching left behind must not serve as the cache of the training.
@@ -158,9 +168,8 @@ def trace_peak(
                     log.restart_peak()
                     if setup.empties_cache:
                         log.events.append(EMPTY_CACHE)
-                    batch = _batch(setup, setup.length, task)
-                else:
-                    batch = short
+                    if setup.earlier_length:
+                        batch = _batch(setup, setup.length, task)
                 last = run_step(
                     adapted,
                     batch,
@@ -172,7 +181,7 @@ def trace_peak(
                     clip_norm=setup.clip_norm,
                     keep=keep,
                 )
-                state_bytes = _state_bytes(optimizer, setup.block_bytes)
+                state_bytes = held_bytes(state_of(optimizer, trained), setup.block_bytes)
         allocator = _replayed(resident, log.events)
     return MemoryTrace(
         peak_bytes=log.peak_bytes,
@@ -190,8 +199,8 @@ def _autocast_dtype(setup: TrainingSetup) -> torch.dtype | None:
     return getattr(torch, setup.half) if setup.autocast and setup.bits < 32 else None
 
 
-def _build_base(model_config: Any, setup: TrainingSetup, task: str) -> tuple[Any, list[torch.Tensor]]:
-    """Build the frozen base at its bits; returns it and every tensor that it holds."""
+def _build_base(model_config: Any, setup: TrainingSetup, task: str) -> Any:
+    """Build the base at its bits on the meta device."""
     auto = AUTO_CLASSES[task]
     if type(model_config) not in auto._model_mapping:
         raise SourceError(f"model: a {model_config.model_type} has no {task} form in transformers")
@@ -199,9 +208,8 @@ def _build_base(model_config: Any, setup: TrainingSetup, task: str) -> tuple[Any
         model = auto.from_config(model_config, dtype=setup.base_dtype)
     if setup.bits in (4, 8):
         place_quantized(model, _quantization(setup, task))
-    fake_model(model)
     model.config.use_cache = setup.use_cache
-    return model, list(tensors_of(model).values())
+    return model
 
 
 def _quantization(setup: TrainingSetup, task: Any) -> Any:
@@ -247,16 +255,6 @@ def _batch(setup: TrainingSetup, length: int, task: str) -> Mapping[str, torch.T
         batch["attention_mask"] = torch.empty_like(ids)
     rows = (setup.batch_size,) if task == "text-classification" else ids.shape
     return {**batch, "labels": torch.empty(rows, dtype=torch.int64)}
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer, block_bytes: int) -> int:
-    sizes = {
-        (storage := value.untyped_storage())._cdata: storage.nbytes()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    }
-    return sum(-(-size // block_bytes) * block_bytes for size in sizes.values())
 
 
 def _replayed(resident: list[tuple[int, int]], events: list[tuple[int, int]]) -> CachingAllocator:
