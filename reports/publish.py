@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from autopeft.labels import describe, show_value
+from autopeft.objectives import DEFAULT_METRIC
 from autopeft.report import front_svg, write_csv
 from autopeft.result import Result
 from autopeft.units import show_percent, show_seconds
@@ -48,7 +49,7 @@ def page(result: Result, name: str, command: str, commit: str) -> str:
         record = by_number[number]
         values = " | ".join(show_value(record.values[o.name], o.unit) for o in objectives)
         lines.append(f"| {number} | {', '.join(picks.get(number, []))} | {values} | {describe(record)} |")
-    metric = result.info.request["metric"] or "the default metric"
+    metric = result.info.request["metric"] or DEFAULT_METRIC[info.data["task"]]
     lines += ["", f"Quality is {metric} on the validation split, one seed: small differences are noise.", ""]
     return "\n".join(lines)
 

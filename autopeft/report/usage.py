@@ -56,10 +56,19 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
         f"base = {auto}.from_pretrained(",
         *(f"    {argument}," for argument in arguments),
         ")",
+        *(_PLAIN_KERNEL if plan.bits == 4 and not cuda else ()),
         f"model = PeftModel.from_pretrained(base, {adapter!r}).eval()",
         f"tokenizer = AutoTokenizer.from_pretrained({str(name)!r})",
     ]
     return "\n".join(lines)
+
+
+_PLAIN_KERNEL = (
+    "for module in base.modules():",
+    "    # bitsandbytes would repack 4-bit weights for a CPU kernel, and compute something else than was judged",
+    '    if hasattr(module, "support_avx512bf16_for_cpu"):',
+    "        module.support_avx512bf16_for_cpu = False",
+)
 
 
 def _quantised(bits: int, dtype: str) -> str:

@@ -16,6 +16,10 @@ from small_run import make_run_dir, make_unit, make_worker, pretrained
 import autopeft
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
+from autopeft.objectives import OBJECTIVES
+from autopeft.records import RunInfo, TrialRecord
+from autopeft.report import Context
+from autopeft.report.usage import peft_code
 from autopeft.space import settings_of
 from autopeft.trial import worker as worker_module
 from autopeft.trial.model import load_base, read_anatomy
@@ -149,3 +153,29 @@ def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
 
     assert torch.equal(head(0), head(0))
     assert not torch.equal(head(0), head(1))
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize(("family", "task"), [("bert", "text-classification"), ("llama", "causal-lm")])
+def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, bits, train):
+    logits, folder, source, measurement = train(family, task, "lora", bits)
+    anatomy = read_anatomy(source)
+    unit = make_unit(anatomy, {**CONFIGURATIONS["lora"], "bits": bits})
+    record = TrialRecord(
+        0, "complete", unit.candidate, 0, plan=unit.plan, measurement=measurement, values={"quality": 1.0}
+    )
+    info = RunInfo(
+        request={},
+        objectives=(),
+        space="",
+        created_at="",
+        versions={},
+        hardware={},
+        anatomy=anatomy.to_dict(),
+        data={"label_names": list(source.label_names)},
+        model={"name": source.path},
+    )
+    code = peft_code(Context(info, [record], [OBJECTIVES["quality"]], {}), unit.plan, str(folder))
+    names: dict[str, object] = {}
+    exec("\n".join(line for line in code.splitlines() if "AutoTokenizer.from" not in line), names)
+    assert torch.equal(logits_of(names["model"]), logits)

@@ -46,6 +46,10 @@ class Params4bit(FakeTensor):
 
     quant_state: QuantState
 
+    def __deepcopy__(self, memo: Any) -> Params4bit:
+        """Give itself: PEFT copies a layer only to read its norm."""
+        return self
+
 
 class Int8Params(FakeTensor):
     """A weight of 8 bits without storage."""
