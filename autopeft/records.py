@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -35,7 +36,8 @@ class _Plain:
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        """Give plain values; what is not finite, as the perplexity of a bad model, is text, for JSON has none."""
+        return _finite_or_text(asdict(self))  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -135,11 +137,14 @@ class Measurement(_Plain):
     curve: tuple[tuple[int, float], ...] = ()
     base_checksum: str = ""
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
-        measurement = super(Measurement, cls).from_dict(data)
-        return replace(measurement, curve=tuple((int(s), float(v)) for s, v in measurement.curve))
+    def __post_init__(self) -> None:
+        # A runner may give scalars of NumPy or torch, JSON gives lists; `float` reads what `to_dict` writes.
+        for name in ("quality", "train_seconds", "eval_seconds"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("trainable_params", "memory_bytes", "head_params", "reserved_bytes", "adapter_bytes", "steps"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "metrics", {str(k): float(v) for k, v in self.metrics.items()})
+        object.__setattr__(self, "curve", tuple((int(s), float(v)) for s, v in self.curve))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +275,14 @@ class RunInfo(_Plain):
         """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
         info = super(RunInfo, cls).from_dict(data)
         return replace(info, objectives=tuple(info.objectives))
+
+
+def _finite_or_text(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _finite_or_text(v) for k, v in value.items()}
+    return type(value)(map(_finite_or_text, value)) if isinstance(value, list | tuple) else value
 
 
 def _measurement(data: Mapping[str, Any] | None) -> Measurement | None:

@@ -130,7 +130,8 @@ class RunDirectory:
         """Write a record down for good: one line, flushed to the disk."""
         line = json.dumps({"schema": SCHEMA_VERSION, **record.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n"
         with (self.path / "records.jsonl").open("ab") as file:
-            file.write(line.encode())
+            # A lone surrogate, as in the name of a file, becomes its JSON escape.
+            file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         self._records.append(record)
@@ -156,7 +157,7 @@ class RunDirectory:
                         "use the version that wrote it"
                     )
                 record = TrialRecord.from_dict(fields)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DamagedRunError(
                     f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or delete the line to run its trial again"
@@ -180,7 +181,7 @@ class RunDirectory:
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             info = RunInfo.from_dict({**data, "objectives": tuple(data["objectives"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedRunError(f"{path} is damaged ({error}); restore it, or start a new run") from None
         if info.schema != SCHEMA_VERSION:
             raise DamagedRunError(f"{path} has schema {info.schema}, this autopeft reads {SCHEMA_VERSION}")

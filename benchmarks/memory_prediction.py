@@ -36,9 +36,17 @@ EARLIER_LENGTH = 80
 """Tokens of the batch before, about the shortest 4 of 80: the loop sorts 20 batches from long to short, and empties the
 allocator's cache every 10, so that a longest batch meets an empty cache and the small output of the batch before."""
 NO_CONFIG = frozenset(
-    "auto_mapping base_model_name_or_path revision peft_type peft_version inference_mode tokenizer_name_or_path".split()
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "peft_type",
+        "peft_version",
+        "inference_mode",
+        "tokenizer_name_or_path",
+    ]
 )
-NEEDS_DATA = frozenset("eva corda loftq lora_ga".split())
+NEEDS_DATA = frozenset(["eva", "corda", "loftq", "lora_ga"])
 """Starts of LoRA that read data or weights; trained as any other."""
 
 

@@ -46,7 +46,12 @@ _PREFIX = ("prefix_tuning",)
 ARCHITECTURES = {
     "opt": Architecture(
         t.OPTConfig(
-            hidden_size=64, ffn_dim=112, num_hidden_layers=2, num_attention_heads=4, vocab_size=128, word_embed_proj_dim=64
+            hidden_size=64,
+            ffn_dim=112,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=128,
+            word_embed_proj_dim=64,
         ),
         _LM,
         _PLAIN,
@@ -54,16 +59,19 @@ ARCHITECTURES = {
     ),
     "opt, narrow embedding": Architecture(
         t.OPTConfig(
-            hidden_size=64, ffn_dim=112, num_hidden_layers=2, num_attention_heads=4, vocab_size=128, word_embed_proj_dim=32
+            hidden_size=64,
+            ffn_dim=112,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=128,
+            word_embed_proj_dim=32,
         ),
         _LM,
         _PLAIN,
     ),
     "gpt-neox": Architecture(t.GPTNeoXConfig(**_SMALL), _LM, _FUSED, sizes={"qkv": (64, 192), "output": (64, 64)}),
     "gpt-neo": Architecture(
-        t.GPTNeoConfig(
-            hidden_size=64, num_layers=2, num_heads=4, vocab_size=128, attention_types=[[["global"], 2]]
-        ),
+        t.GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, vocab_size=128, attention_types=[[["global"], 2]]),
         _LM,
         _PLAIN,
     ),
@@ -71,7 +79,10 @@ ARCHITECTURES = {
         t.GPTJConfig(n_embd=64, n_layer=2, n_head=4, vocab_size=128, rotary_dim=8), _LM, _PLAIN, norms_in_layers=2
     ),
     "gpt-bigcode": Architecture(
-        t.GPTBigCodeConfig(n_embd=64, n_layer=2, n_head=4, vocab_size=128), _LM, _FUSED, sizes={"qkv": (64, 64 + 2 * 16)}
+        t.GPTBigCodeConfig(n_embd=64, n_layer=2, n_head=4, vocab_size=128),
+        _LM,
+        _FUSED,
+        sizes={"qkv": (64, 64 + 2 * 16)},
     ),
     "phi-3, all fused": Architecture(
         t.Phi3Config(**_GROUPED), _LM, _FUSED, sizes={"qkv": (64, 64 + 2 * 32), "up": (64, 224), "down": (112, 64)}
@@ -93,9 +104,7 @@ ARCHITECTURES = {
         sizes={"qkv": (64, 192), "up": (64, 224), "down": (112, 64)},
         refused=_PROMPTS,
     ),
-    "deberta-v2": Architecture(
-        t.DebertaV2Config(**_SMALL, pooler_hidden_size=64), _CLASSES, _PLAIN, refused=_PROMPTS
-    ),
+    "deberta-v2": Architecture(t.DebertaV2Config(**_SMALL, pooler_hidden_size=64), _CLASSES, _PLAIN, refused=_PROMPTS),
     "electra, narrow embedding": Architecture(t.ElectraConfig(**_SMALL, embedding_size=32), _CLASSES, _PLAIN),
     "albert, shared layers": Architecture(
         t.AlbertConfig(**_SMALL, embedding_size=32), _CLASSES, _PLAIN, layers=1, norms_in_layers=2, refused=_PREFIX
@@ -137,7 +146,10 @@ ARCHITECTURES = {
     "gemma-2": Architecture(t.Gemma2Config(**_GROUPED, head_dim=16), _LM, _GATED, norms_in_layers=8),
     "mistral": Architecture(t.MistralConfig(**_GROUPED), _CLASSES, _GATED),
     "llama, wide heads": Architecture(
-        t.LlamaConfig(**_GROUPED, head_dim=48), _LM, _GATED, sizes={"query": (64, 192), "key": (64, 96), "output": (192, 64)}
+        t.LlamaConfig(**_GROUPED, head_dim=48),
+        _LM,
+        _GATED,
+        sizes={"query": (64, 192), "key": (64, 96), "output": (192, 64)},
     ),
     "cohere": Architecture(t.CohereConfig(**_GROUPED), _LM, _GATED, norms_in_layers=2),
     "starcoder-2": Architecture(t.Starcoder2Config(**_GROUPED), _LM, _PLAIN),
@@ -152,9 +164,7 @@ ARCHITECTURES = {
         sizes={"qkv": (64, 96)},
         refused=_PREFIX,
     ),
-    "mpt": Architecture(
-        t.MptConfig(d_model=64, n_layers=2, n_heads=4, vocab_size=128), _LM, _FUSED, refused=_PREFIX
-    ),
+    "mpt": Architecture(t.MptConfig(d_model=64, n_layers=2, n_heads=4, vocab_size=128), _LM, _FUSED, refused=_PREFIX),
     # The experts are no linears in transformers 5, so that only the attention can be adapted.
     "mixtral": Architecture(t.MixtralConfig(**_GROUPED, num_local_experts=2), _LM, "query key value output"),
     "qwen2-moe": Architecture(

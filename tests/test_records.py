@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +104,32 @@ def test_every_record_survives_json(record):
     assert again == record
     # Equal values could still be of another type: 1 for True, a list for a tuple.
     assert repr(again) == repr(record)
+
+
+def test_what_is_not_finite_survives_json():
+    nan, inf = float("nan"), float("inf")
+    measurement = Measurement(0.1, metrics={"perplexity": inf, "bits": nan, "low": -inf}, curve=((0, nan), (1, 2.0)))
+    record = TrialRecord(0, "complete", Candidate({}), 0, measurement=measurement)
+    again = TrialRecord.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))).measurement
+    assert repr(again) == repr(measurement)
+
+
+def test_scalars_of_numpy_and_torch_become_plain():
+    measurement = Measurement(
+        np.float32(0.5),
+        trainable_params=np.int64(3),
+        memory_bytes=torch.tensor(7),
+        metrics={"loss": torch.tensor(0.25)},
+        curve=[[np.int32(1), np.float64(2)]],
+    )
+    assert repr(measurement) == repr(Measurement(0.5, 3, 7, metrics={"loss": 0.25}, curve=((1, 2.0),)))
+    json.dumps(measurement.to_dict())
+
+
+@pytest.mark.parametrize("quality", ["good", None, [1]])
+def test_a_quality_that_is_no_number_is_an_error_where_it_is_made(quality):
+    with pytest.raises((TypeError, ValueError)):
+        Measurement(quality)
 
 
 def test_run_info_survives_json():

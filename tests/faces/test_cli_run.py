@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,11 +176,25 @@ def test_budget_too_small_names_the_smallest_configuration_and_that_one_fits(
     assert json.loads(enough.out)["front"][0]["values"]["params"] == int(needed)
 
 
-def test_memory_that_no_trial_keeps_to_ends_as_failure_of_all(cli: Cli, small: dict[str, Any], tmp_path: Path) -> None:
+def test_memory_below_the_weights_is_infeasible_before_any_training(
+    cli: Cli, small: dict[str, Any], tmp_path: Path
+) -> None:
     ended = cli("search", *options({**small, "memory": "1KiB"}), "--out", tmp_path / "run")
-    assert ended.code == 6
-    assert "its peak memory" in ended.err
+    assert ended.code == 3
+    assert "memory: 1.00 KiB do not hold the model's weights" in ended.err
+    assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+def test_memory_that_no_trial_keeps_to_names_the_least_that_one_took_and_that_is_enough(
+    cli: Cli, small: dict[str, Any], tmp_path: Path
+) -> None:
+    ended = cli("search", *options({**small, "memory": "450KiB"}), "--out", tmp_path / "run")
+    assert ended.code == 3
     assert {record["state"] for record in lines(tmp_path / "run")} == {"infeasible"}
+    least = re.search(r"The least of it, ([\d.,]+) KiB", ended.err)
+    assert least is not None
+    enough = f"{int(least[1].replace(',', '')) + 1}KiB"
+    assert cli("search", *options({**small, "memory": enough}), "--out", tmp_path / "enough").code == 0
 
 
 # --- 4 ---------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -30,7 +31,7 @@ def proposals(problem, tmp_path, sampler, *, count, seed=0, name="study.db", fas
     return found
 
 
-@pytest.mark.parametrize(("sampler", "limit"), [("tpe", 1200), ("nsga2", 1200), ("random", 1200), ("random", 5000)])
+@pytest.mark.parametrize(("sampler", "limit"), [("tpe", 1200), ("nsga2", 1200), ("random", 1200)])
 def test_every_proposal_is_feasible_and_new(sampler, limit, bert, tmp_path):
     problem = problem_on(bert, limit=limit)
     found = proposals(problem, tmp_path, sampler, count=150, fast=True)
@@ -51,8 +52,9 @@ def test_every_proposal_is_feasible_and_new(sampler, limit, bert, tmp_path):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(sampler, bert, tmp_path):
     problem = problem_on(bert, limit=5000)
+    problem = replace(problem, space=replace(problem.space, start=problem.space.start[:2]))
     one, same, other = (
-        [p.candidate for p in proposals(problem, tmp_path, sampler, count=20, seed=seed, name=name)]
+        [p.candidate for p in proposals(problem, tmp_path, sampler, count=14, seed=seed, name=name, fast=True)]
         for seed, name in ((3, "a.db"), (3, "b.db"), (4, "c.db"))
     )
     assert one == same
@@ -63,9 +65,8 @@ TINY = {
     "description": "few",
     "parameters": {
         "method": {"choices": ["lora", "ia3", "prompt_tuning"]},
-        "bits": {"choices": [32, 16]},
         "lora.rank": {"ordinal": [1, 2, 4], "size": True},
-        "lora.alpha": {"choices": ["r", "2r", "4"]},
+        "lora.alpha": {"choices": ["r", "4"]},
         "lora.dora": {"choices": [False, True]},
         "ia3.kinds": {"ordinal": [0, 1], "per": "kinds", "size": True},
         "prompt_tuning.tokens": {"ordinal": [1, 2, 4, 8], "size": True},
@@ -82,13 +83,12 @@ def test_a_small_space_is_tried_whole_and_then_exhausted(sampler, limit, bert, t
     """Against an enumeration by hand of all values; a candidate over the budget counts as what it is lowered to."""
     problem = problem_on(bert, space=TINY, limit=limit)
     combinations = [
-        *({"method": "lora", "lora.rank": r, "lora.alpha": a, "lora.dora": d, "bits": b}
-          for r, a, d, b in product((1, 2, 4), ("r", "2r", "4"), (False, True), (32, 16))),
-        *({"method": "ia3", "ia3.kinds[query]": q, "ia3.kinds[value]": v, "bits": b}
-          for q, v, b in product((0, 1), (0, 1), (32, 16))),
-        *({"method": "prompt_tuning", "prompt_tuning.tokens": t, "bits": b} for t, b in product((1, 2, 4, 8), (32, 16))),
+        *({"method": "lora", "lora.rank": r, "lora.alpha": a, "lora.dora": d}
+          for r, a, d in product((1, 2, 4), ("r", "4"), (False, True))),
+        *({"method": "ia3", "ia3.kinds[query]": q, "ia3.kinds[value]": v} for q, v in product((0, 1), (0, 1))),
+        *({"method": "prompt_tuning", "prompt_tuning.tokens": t} for t in (1, 2, 4, 8)),
     ]  # fmt: skip
-    assert len(combinations) == 52
+    assert len(combinations) == 20
     candidates = [Candidate(values) for values in combinations]
     feasible = {problem.identity(c) for c in candidates if not problem.refusal(c)}
     found = proposals(problem, tmp_path, sampler, count=100, fast=True)
@@ -119,8 +119,8 @@ def test_a_custom_space_of_every_kind_of_domain_is_proposed_from(tmp_path):
 
 
 def test_every_candidate_of_a_small_space_is_given_once(bert):
-    assert len(every_candidate(problem_on(bert, space=TINY).space, most=1000)) == 52
-    assert every_candidate(problem_on(bert, space=TINY).space, most=51) == []
+    assert len(every_candidate(problem_on(bert, space=TINY).space, most=1000)) == 20
+    assert every_candidate(problem_on(bert, space=TINY).space, most=19) == []
     assert every_candidate(problem_on(bert).space, most=10**6) == []
 
 
@@ -140,7 +140,7 @@ def test_engines_learn(bert, tmp_path):
     problem = problem_on(bert, limit=None)
     means = {}
     for sampler in ("tpe", "random"):
-        found = proposals(problem, tmp_path, sampler, count=60, fast=True)
-        scores = [r.values["quality"] for r in records_of(problem, found[-20:])]
+        found = proposals(problem, tmp_path, sampler, count=40, fast=True)
+        scores = [r.values["quality"] for r in records_of(problem, found[-15:])]
         means[sampler] = sum(scores) / len(scores)
     assert means["tpe"] > means["random"]

@@ -88,28 +88,27 @@ def test_a_resumed_study_proposes_the_same_with_several_trials_under_way(problem
     assert run("a.db", cut=12) == run("b.db", cut=None)
 
 
-def test_a_driver_killed_while_it_asks_goes_on_with_that_trial(problem, open_study, monkeypatch):
+@pytest.mark.parametrize("suggestions", [0, 1, 3])
+def test_a_driver_killed_while_it_asks_goes_on_with_that_trial(suggestions, problem, open_study, monkeypatch):
     whole, records = open_study(name="whole.db"), []
-    wanted = [step(whole, problem, records) for _ in range(15)]
-    for suggestions in (0, 1, 3):
-        name = f"{suggestions}.db"
-        study, records = open_study(name=name), []
-        found = [step(study, problem, records) for _ in range(12)]
-        left = iter(range(suggestions))
-        original = optuna.Trial._suggest
+    wanted = [step(whole, problem, records) for _ in range(11)]
+    study, records = open_study(), []
+    found = [step(study, problem, records) for _ in range(9)]
+    left = iter(range(suggestions))
+    original = optuna.Trial._suggest
 
-        def suggest(self, *args, _left=left, _original=original):
-            if next(_left, None) is None:
-                raise KeyboardInterrupt
-            return _original(self, *args)
+    def suggest(self, *args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return original(self, *args)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(optuna.Trial, "_suggest", suggest)
-            with pytest.raises(KeyboardInterrupt):
-                study.ask()
-        study = open_study(records, name=name)
-        found += [step(study, problem, records) for _ in range(3)]
-        assert found == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "_suggest", suggest)
+        with pytest.raises(KeyboardInterrupt):
+            study.ask()
+    study = open_study(records)
+    found += [step(study, problem, records) for _ in range(2)]
+    assert found == wanted
 
 
 def test_a_trial_cut_off_is_asked_for_again_under_its_number(problem, open_study):

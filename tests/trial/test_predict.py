@@ -199,9 +199,7 @@ def test_methods_that_need_numbers_are_traced() -> None:
         VeraConfig(r=4, **targets),
     ]
     for adapter in adapters:
-        real = get_peft_model(
-            transformers.AutoModelForCausalLM.from_config(config_of("llama")), copy.deepcopy(adapter)
-        )
+        real = get_peft_model(transformers.AutoModelForCausalLM.from_config(config_of("llama")), copy.deepcopy(adapter))
         trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
         trace = trace_peak(config_of("llama"), adapter, TrainingSetup(2, 8, bits=32, device="cpu"))
         assert trace.trained_params == trained, adapter.peft_type

@@ -172,14 +172,15 @@ class LayerMemory:
         saved: Left alive by its forward pass: what its backward pass needs.
         forward_peak: Most bytes alive during its forward pass.
         backward_peak: Most bytes alive during its backward pass; 0 where it has none.
-        gradients: Of its trained parameters, before they are applied.
+        left: Still alive when its backward pass is over: gradients, and what a method does not let go of; 0 where it
+            is not known, as for the lowest layer that has one.
         kept: Its trained parameters and what the optimiser keeps for them.
     """
 
     saved: int
     forward_peak: int
     backward_peak: int
-    gradients: int = 0
+    left: int = 0
     kept: int = 0
 
 
@@ -213,9 +214,10 @@ class LayerWatch:
     def __init__(self, model: nn.Module, log: AllocationLog) -> None:
         self._log = log
         self._before: dict[int, int] = {}
-        self._saved: dict[int, int] = {}
+        self._left: dict[int, int] = {}
         self._forward: dict[int, int] = {}
         self._backward: dict[int, int] = {}
+        self._turned: dict[int, int] = {}
         self._open: int | None = None
         self.loss_peak = 0
         places = {name: place for name, _ in model.named_modules() if (place := place_of(f"{name}.x")) is not None}
@@ -240,9 +242,9 @@ class LayerWatch:
 
     def _leaving(self, number: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            if number in self._saved:
+            if number in self._left:
                 return
-            self._saved[number] = self._log.live_bytes - self._before[number]
+            self._left[number] = self._log.live_bytes
             self._forward[number] = self._log.close_window()
             hidden = output[0] if isinstance(output, tuple) else output
             if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
@@ -258,6 +260,7 @@ class LayerWatch:
         else:
             self._backward[self._open] = most
         self._open = number
+        self._turned[number] = self._log.live_bytes
 
     def finish(self) -> tuple[LayerMemory, ...]:
         """End the step; the watch is ready for another."""
@@ -267,11 +270,26 @@ class LayerWatch:
         else:
             self._backward[self._open] = most
         layers = tuple(
-            LayerMemory(self._saved.get(i, 0), self._forward.get(i, 0), self._backward.get(i, 0))
+            LayerMemory(self._saved(i), self._forward.get(i, 0), self._backward.get(i, 0), self._stays(i))
             for i in range(self.count)
         )
-        self._before, self._saved, self._forward, self._backward, self._open = {}, {}, {}, {}, None
+        self._before, self._left, self._forward, self._backward, self._turned = {}, {}, {}, {}, {}
+        self._open = None
         return layers
+
+    def _stays(self, number: int) -> int:
+        if number not in self._turned or number - 1 not in self._turned:
+            return 0
+        return self._turned[number - 1] - self._turned[number] + self._saved(number)
+
+    def _saved(self, number: int) -> int:
+        """Count what a layer left; its input is let go of only when the next layer is entered."""
+        if number not in self._left:
+            return 0
+        if number + 1 in self._before:
+            return self._before[number + 1] - self._before[number]
+        let_go = self._left[number - 1] - self._before[number] if number - 1 in self._left else 0
+        return self._left[number] - self._before[number] - let_go
 
 
 def run_step(
@@ -304,10 +322,6 @@ def run_step(
     layers = watch.finish()
     backward_peak = max((layer.backward_peak for layer in layers), default=0)
     gradients = _gradients(trained, log.block_bytes)
-    layers = tuple(
-        replace(layer, gradients=_gradients(watch.modules[i].parameters(), log.block_bytes))
-        for i, layer in enumerate(layers)
-    )
     del loss
     log.close_window()
     if clip_norm:
