@@ -125,8 +125,8 @@ def resume(
     Args:
         objectives: The `Objective`s of your own that the run was started with.
         runner, cost: Those that the run was started with.
-        changes: Fields that may differ from the run's request: trials, time, executor, workers, gpus_per_worker,
-            ray_address.
+        changes: Fields that may differ from the run's request, for this sitting: trials, time, executor, workers,
+            gpus_per_worker, ray_address.
 
     Raises:
         AutopeftError: Of the kind that says what is wrong.

@@ -34,7 +34,7 @@ ENDINGS = {
     "exhausted": "nothing new in the space fits the budget",
 }
 SAME_FAILURES = 5
-"""The search gives up when its first trials, this many, all failed for the same reason."""
+"""The search gives up when the first trials of a sitting, this many, all failed for the same reason."""
 _POLL_SECONDS = 0.5
 
 
@@ -71,6 +71,7 @@ def search(
     start = clock()
     deadline = math.inf if limits.seconds is None else start + limits.seconds
     running: dict[int, Proposal] = {}
+    sitting: list[TrialRecord] = []
     exhausted = False
 
     def settle(outcome: Outcome) -> None:
@@ -81,7 +82,8 @@ def search(
         if record.state == "complete" and saves_adapters:
             store.keep_adapters(point.number for point in points)
         view.finished(record, points)
-        _stop_if_hopeless(store.records)
+        sitting.append(record)
+        _stop_if_hopeless(sitting)
 
     while True:
         while (

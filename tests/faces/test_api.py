@@ -15,7 +15,17 @@ import yaml
 from fruits import SMALL
 
 import autopeft as ap
-from autopeft.errors import AllTrialsFailedError, DamagedRunError, RequestError, SourceError, UnknownNameError
+from autopeft.assembly import assemble
+from autopeft.errors import (
+    AllTrialsFailedError,
+    DamagedRunError,
+    InfeasibleError,
+    RequestError,
+    SourceError,
+    UnknownNameError,
+)
+from autopeft.request import make_request
+from autopeft.space_file import read_space
 
 SPACE = {
     "parameters": {
@@ -322,3 +332,54 @@ def test_estimate_tells_sizes_and_what_fits(small: dict[str, Any]) -> None:
     assert {row.plan.method for row in rows} >= {"lora", "ia3", "ln_tuning"}
     limit = 0.05 * rows[0].base_params
     assert all(row.fits == (row.cost.trainable_params <= limit) for row in rows)
+
+
+LINE = {"parameters": {"x": {"low": 0, "high": 1}}}
+
+
+def test_relative_model_folder_means_the_same_from_any_other_folder(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(small["model"])
+    monkeypatch.chdir(model.parent)
+    run = tmp_path / "run"
+    ap.search(**{**small, "model": f"./{model.name}", "trials": 1}, out=str(run))
+    monkeypatch.chdir(tmp_path)
+    result = ap.resume("run", trials=2)
+    assert [r.state for r in result.records] == ["complete", "complete"]
+    assert result.best("best").load() is not None
+
+
+def test_budget_of_an_own_runner_without_its_cost_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"budget: 2M cannot be held to without `cost`"):
+        ap.search(runner=lambda c, s: ap.Measurement(quality=1), space=LINE, budget="2M")
+
+
+def test_own_runner_takes_no_model_and_no_data() -> None:
+    with pytest.raises(RequestError) as error:
+        ap.search(
+            runner=lambda c, s: ap.Measurement(quality=1),
+            space=LINE,
+            model="m",
+            data="d",
+        )
+    assert [fault.partition(":")[0] for fault in error.value.faults] == ["model", "data"]
+
+
+def test_own_runner_that_trains_more_than_its_cost_said_is_infeasible(tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match=r"it trained 5,000 parameters, more than 2,000"):
+        ap.search(
+            runner=lambda c, s: ap.Measurement(quality=1, trainable_params=5000),
+            cost=lambda c: 1000,
+            space=LINE,
+            budget=2000,
+            trials=2,
+            out=str(tmp_path / "run"),
+        )
+
+
+def test_report_does_not_tell_the_password_of_the_storage(small: dict[str, Any]) -> None:
+    request = make_request({**small, "storage": "postgresql://me:secret@host/name"})
+    assembly = assemble(request, space=read_space("tiny"))
+    assert "secret" not in str(assembly.info.to_dict())
+    assert assembly.info.request["storage"] == "postgresql://me:***@host/name"
