@@ -179,7 +179,14 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     from autopeft.trial.data import prepare
     from autopeft.trial.demo import demo_model
     from autopeft.trial.device import cuda_available
-    from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
+    from autopeft.trial.model import (
+        ModelSource,
+        answering_task,
+        check_weights,
+        load_tokenizer,
+        position_limit,
+        read_anatomy,
+    )
 
     path = request.model or str(demo_model())
     if Path(path).expanduser().is_dir():
@@ -188,7 +195,8 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     positions = position_limit(path)
     check_weights(path)
     room = None if positions is None else positions - reserved
-    prepared = prepare(request, tokenizer, task=request.task, max_positions=room)
+    answering = answering_task(path)
+    prepared = prepare(request, tokenizer, task=request.task, answering=answering, max_positions=room)
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
     anatomy = read_anatomy(source)
     model = {

@@ -30,7 +30,7 @@ REQUEST: dict[str, Any] = {
         str | None, typer.Option(help="Model folder or hub id; without it the embedded MiniLM encoder.")
     ],
     "data": Annotated[str | None, typer.Option(help="File, folder of splits, or hub id; else the docstring data.")],
-    "task": Annotated[str | None, typer.Option(help="auto, text-classification or causal-lm.")],
+    "task": Annotated[str | None, typer.Option(help="auto, text-classification, causal-lm or seq2seq-lm.")],
     "column": Annotated[
         list[str] | None, typer.Option(metavar="ROLE=NAME", help="Which column is what, e.g. --column text=sentence.")
     ],
@@ -42,8 +42,13 @@ REQUEST: dict[str, Any] = {
     "batch_size": Annotated[int | None, typer.Option(help="Rows an optimiser step.")],
     "max_length": Annotated[int | None, typer.Option(help="Tokens a row is cut to.")],
     "eval_rows": Annotated[int | None, typer.Option(help="Most rows to judge a trial on.")],
+    "generate_rows": Annotated[
+        int | None, typer.Option(help="Most of these to generate answers for: exact_match, rouge_l, bleu, chrf.")
+    ],
     "space": Annotated[str | None, typer.Option(help="Name of a search space, or a YAML file.")],
-    "metric": Annotated[str | None, typer.Option(help="The measure of quality: accuracy, f1_macro, loss, ...")],
+    "metric": Annotated[
+        str | None, typer.Option(help="The measure of quality: accuracy, f1_macro, loss, rouge_l, ...")
+    ],
     "objectives": Annotated[str | None, typer.Option(help="What to optimise, e.g. quality,params,memory.")],
     "sampler": Annotated[str | None, typer.Option(help="Engine that proposes candidates: tpe, nsga2, random.")],
     "executor": Annotated[str | None, typer.Option(help="ray or local.")],

@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 ABOUT = "autopeft.json"
 """File beside the adapter that says on which base it goes."""
 
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
+PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
 
 
 def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:

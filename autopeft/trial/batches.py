@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from autopeft.records import Split
 from autopeft.trial.prepared import Prepared
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)`` or ``(rows, length)``; maybe
-`token_type_ids`. All int64, padded on the right."""
+"""`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)``, ``(rows, length)``, or of an
+encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All int64, padded on the right."""
 
 _IGNORED = -100  # as in `tokens`, which workers do not load
 
@@ -45,35 +45,52 @@ def evaluation_batches(
 
     Args:
         batch_size: Most rows of a batch.
-        max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
-            short ones; a longer row is a batch of its own.
+        max_tokens: Most tokens of a batch with its padding; of an encoder-decoder, on either side.
     """
     table = prepared.split(split)
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    order = np.argsort(-lengths, kind="stable").tolist()
+    if "labels" in table.column_names:
+        lengths = np.maximum(lengths, pc.list_value_length(table["labels"]).to_numpy())
+    for rows in rows_by_length(lengths, batch_size=batch_size, max_tokens=max_tokens):
+        yield collate(table, rows, pad_id=prepared.pad_id, multiple_of=multiple_of)
+
+
+def rows_by_length(lengths: ArrayLike, *, batch_size: int, max_tokens: int = 4096) -> Iterator[list[int]]:
+    """Give the indices of rows of like length, longest first.
+
+    Args:
+        max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
+            short ones; a longer row is a batch of its own.
+    """
+    sizes = np.asarray(lengths)
+    order: list[int] = np.argsort(-sizes, kind="stable").tolist()
     while order:
-        rows = min(batch_size, max(1, max_tokens // int(lengths[order[0]])))
-        yield collate(table, order[:rows], pad_id=prepared.pad_id, multiple_of=multiple_of)
+        rows = min(batch_size, max(1, max_tokens // int(sizes[order[0]])))
+        yield order[:rows]
         order = order[rows:]
 
 
 def collate(table: pa.Table, indices: Sequence[int], *, pad_id: int, multiple_of: int = 1) -> Batch:
     """Make tensors of rows of a table, padded on the right to the longest of them."""
     rows = table.take(list(indices)).to_pydict()
-    longest = max(len(ids) for ids in rows["input_ids"])
-    width = -(-longest // multiple_of) * multiple_of
+
+    def padded(tokens: Sequence[Sequence[int]], filler: int) -> Tensor:
+        return pad(tokens, -(-max(map(len, tokens)) // multiple_of) * multiple_of, filler)
+
     batch = {
-        "input_ids": _pad(rows["input_ids"], width, pad_id),
-        "attention_mask": _pad([[1] * len(ids) for ids in rows["input_ids"]], width, 0),
-        "labels": _pad(rows["labels"], width, _IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
+        "input_ids": padded(rows["input_ids"], pad_id),
+        "attention_mask": padded([[1] * len(ids) for ids in rows["input_ids"]], 0),
+        "labels": padded(rows["labels"], _IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
     }
     if "token_type_ids" in rows:
-        batch["token_type_ids"] = _pad(rows["token_type_ids"], width, 0)
+        batch["token_type_ids"] = padded(rows["token_type_ids"], 0)
     return batch
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+def pad(rows: Sequence[Sequence[int]], width: int, filler: int, *, left: bool = False) -> Tensor:
+    """Make a tensor of rows, filled up to `width` on the right, or on the left for a model that goes on from there."""
+    fill = [[filler] * (width - len(row)) for row in rows]
+    return torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)])
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from autopeft.records import AdapterPlan, Measurement, WorkUnit
 from autopeft.trial.adapters import Resident, save_adapter
 from autopeft.trial.batches import train_batch
 from autopeft.trial.evaluate import evaluate
-from autopeft.trial.model import ModelSource, checksum, load_base
+from autopeft.trial.model import ModelSource, checksum, load_base, load_tokenizer
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.train import train
 
@@ -67,6 +67,7 @@ class TrialWorker:
         self._head, self._metric, self._seed = dict(head), metric, data_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")
+        self._tokenizer = load_tokenizer(self._source.path) if self._data.has_references else None
         self._batch_size = batch_size
         self._bases: dict[int, _Base] = {}
 
@@ -114,7 +115,8 @@ class TrialWorker:
             train_batch(self._data, step, batch_size=self._batch_size, seed=self._seed) for step in range(unit.steps)
         ]
         # The first step has no optimiser state yet, so the peak is among the others.
-        sizes = [batch["input_ids"].numel() if step or unit.steps == 1 else 0 for step, batch in enumerate(batches)]
+        tokens = [batch["input_ids"].numel() + batch["labels"].numel() for batch in batches]
+        sizes = [count if step or unit.steps == 1 else 0 for step, count in enumerate(tokens)]
         training = train(
             adapted,
             batch_at=lambda step: {name: tensor.to(self._device) for name, tensor in batches[step].items()},
@@ -125,7 +127,7 @@ class TrialWorker:
             measured_step=sizes.index(max(sizes)),
         )
         start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, device=self._device)
+        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())
