@@ -17,7 +17,13 @@ from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base, tensors_of
 from autopeft.trial.train import train
 
-PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
+PAIRS = [
+    ("llama", "causal-lm"),
+    ("llama", "text-classification"),
+    ("bert", "text-classification"),
+    ("t5", "seq2seq-lm"),
+    ("bart", "seq2seq-lm"),
+]
 CONFIGURATIONS = {
     "lora": {"lora.rank": 4},
     "dora": {"lora.rank": 4, "lora.dora": True},
@@ -30,7 +36,7 @@ CASES = [(*pair, name, bits) for pair, name, bits in product(PAIRS, CONFIGURATIO
 def plan_for(name, bits, anatomy):
     method = METHODS["lora" if name in ("dora", "rslora") else name]
     candidate = Candidate({"method": method.name, "bits": bits, **CONFIGURATIONS[name]})
-    if method.refuses(settings_of(candidate, method.name), bits, anatomy):
+    if anatomy.task not in method.tasks or method.refuses(settings_of(candidate, method.name), bits, anatomy):
         pytest.skip("refused")
     return plan_of(candidate, anatomy)
 
@@ -117,7 +123,7 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
     twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
     compared = 0
     for name in CONFIGURATIONS:
-        if name == "dora" and bits == 8:
+        if (name == "dora" and bits == 8) or (name in METHODS and task not in METHODS[name].tasks):
             continue
         plan = plan_for(name, bits, anatomy)
         logits, grads = gradients(resident, plan, anatomy)
@@ -127,7 +133,7 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
         for parameter, dense in dense_grads.items():
             assert (grads[parameter] - dense).norm() <= 1e-4 * dense.norm() + 1e-8, (name, parameter)
         compared += 1
-    assert compared == len(CONFIGURATIONS) - (bits == 8)
+    assert compared == len(CONFIGURATIONS) - (bits == 8) - (task == "seq2seq-lm")
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
