@@ -22,7 +22,7 @@ class Architecture:
 
     Attributes:
         sizes: Some kinds with their (fan in, fan out), from the configuration by hand.
-        refused: Methods that must be refused.
+        refused: Methods that must be refused, or are not for the task.
     """
 
     config: Any
@@ -157,13 +157,11 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=11,
         norms_outside=2,
-        sizes={"up": (64, 96), "down": (96, 64)},
+        sizes={"query": (64, 64), "output": (64, 64)},
         refused=_PREFIX,
     ),
     "mt5": Architecture(
-        t.MT5Config(
-            d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0
-        ),
+        t.MT5Config(d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0),
         _SEQ2SEQ,
         _GATED,
         layers=4,

@@ -57,6 +57,8 @@ CONFIGS = {
         eos_token_id=1,
         decoder_start_token_id=1,
         forced_eos_token_id=None,
+        dropout=0.0,
+        init_std=0.1,
     ),
 }
 

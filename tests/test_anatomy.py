@@ -72,8 +72,8 @@ def test_every_linear_and_norm_is_a_module_of_the_real_model(name, read):
 def test_what_peft_cannot_train_on_an_architecture_is_refused(name, read):
     expected = ARCHITECTURES[name]
     anatomy = read(expected.config, expected.task)
-    refused = {name: reason for name, method in METHODS.items() if (reason := method.refuses({}, 32, anatomy))}
-    assert set(refused) == set(expected.refused)
+    refused = {n for n, m in METHODS.items() if anatomy.task not in m.tasks or m.refuses({}, 32, anatomy)}
+    assert refused == set(expected.refused)
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
@@ -83,6 +83,7 @@ def test_kinds_of_the_families(family, task, anatomy_of):
         "bert": "query key value output up down",
         "gpt2": "qkv output up down",
         "t5": "query key value output gate up down",
+        "bart": "query key value output up down",
     }
     anatomy = anatomy_of(family, task)
     assert " ".join(anatomy.kinds) == kinds[family]

@@ -142,7 +142,9 @@ def test_quantising_changes_the_linears_of_the_layers_and_nothing_else(family, t
     for bits, kind in ((8, bnb.nn.Linear8bitLt), (4, bnb.nn.Linear4bit)):
         model = resident_of(family, task, bits).model
         found = {n for n, m in model.named_modules() if isinstance(m, kind)}
-        assert {x.name for x in anatomy.linears} <= found
+        # transformers keeps the last linear of T5's feed-forward in fp32, whose values overflow in fewer bits.
+        kept = ".wo" if family == "t5" else "none"
+        assert {x.name for x in anatomy.linears if not x.name.endswith(kept)} <= found
         assert not any(name.split(".")[0] in (*anatomy.head, "lm_head") for name in found)
         for module in model.modules():
             assert not getattr(module, "support_avx512bf16_for_cpu", False)

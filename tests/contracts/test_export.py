@@ -152,7 +152,10 @@ def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
-@pytest.mark.parametrize(("family", "task"), [("bert", "text-classification"), ("llama", "causal-lm"), ("t5", "seq2seq-lm"), ("bart", "seq2seq-lm")])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", "text-classification"), ("llama", "causal-lm"), ("t5", "seq2seq-lm"), ("bart", "seq2seq-lm")],
+)
 def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, bits, train):
     logits, folder, source, measurement = train(family, task, "lora", bits)
     anatomy = read_anatomy(source)
