@@ -55,17 +55,23 @@ def evaluation_batches(
         yield collate(table, rows, pad_id=prepared.pad_id, multiple_of=multiple_of)
 
 
-def rows_by_length(lengths: ArrayLike, *, batch_size: int, max_tokens: int = 4096) -> Iterator[list[int]]:
+def rows_by_length(
+    lengths: ArrayLike, *, batch_size: int, max_tokens: int = 4096, equal: bool = False
+) -> Iterator[list[int]]:
     """Give the indices of rows of like length, longest first.
 
     Args:
+        equal: Whether only rows of one length share a batch, so that nothing is padded.
         max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
             short ones; a longer row is a batch of its own.
     """
     sizes = np.asarray(lengths)
     order: list[int] = np.argsort(-sizes, kind="stable").tolist()
     while order:
-        rows = min(batch_size, max(1, max_tokens // int(sizes[order[0]])))
+        longest = int(sizes[order[0]])
+        rows = min(batch_size, max(1, max_tokens // longest))
+        if equal:
+            rows = min(rows, int((sizes[order] == longest).sum()))
         yield order[:rows]
         order = order[rows:]
 
@@ -87,10 +93,9 @@ def collate(table: pa.Table, indices: Sequence[int], *, pad_id: int, multiple_of
     return batch
 
 
-def pad(rows: Sequence[Sequence[int]], width: int, filler: int, *, left: bool = False) -> Tensor:
-    """Make a tensor of rows, filled up to `width` on the right, or on the left for a model that goes on from there."""
-    fill = [[filler] * (width - len(row)) for row in rows]
-    return torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, fill, strict=True)])
+def pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
+    """Make a tensor of rows, filled up to `width` on the right."""
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
 
 
 @lru_cache(maxsize=4)

@@ -57,7 +57,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             metrics = measure(model, prepared, split, batch_size, device)
-            if prepared.has_references:
+            if "reference" in prepared.split(split).column_names:
                 assert tokenizer is not None, "references are texts"
                 metrics |= judge_generated(
                     model, prepared, split, tokenizer=tokenizer, batch_size=batch_size, device=device

@@ -8,6 +8,7 @@ script: that package keeps a-z and 0-9 only, was last released in 2022, and brin
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from autopeft.trial.batches import pad, rows_by_length
 from autopeft.trial.prepared import Prepared
 
 _IGNORED = -100
+
+# No row is padded on the left, so PEFT's own numbering is right.
+warnings.filterwarnings("ignore", message="Position ids are not supported")
 
 
 def judge_generated(
@@ -57,12 +61,13 @@ def generate(
     )
     said = [""] * len(rows)
     with _greedy(model, tokenizer, pad_id=prepared.pad_id):
-        for batch in rows_by_length([len(prompt) + longest for prompt in prompts], batch_size=batch_size):
+        # Not padded where the model goes on from the prompt: PEFT's prompts would put the text at other positions.
+        for batch in rows_by_length([len(p) + longest for p in prompts], batch_size=batch_size, equal=causal):
             some = [prompts[i] for i in batch]
-            width = max(map(len, some))
+            width = len(some[0])
             ids = model.generate(
-                input_ids=pad(some, width, prepared.pad_id, left=causal).to(device),
-                attention_mask=pad([[1] * len(prompt) for prompt in some], width, 0, left=causal).to(device),
+                input_ids=pad(some, width, prepared.pad_id).to(device),
+                attention_mask=pad([[1] * len(prompt) for prompt in some], width, 0).to(device),
                 max_new_tokens=min(longest, prepared.max_length - width) if causal else longest,
             )
             texts = tokenizer.batch_decode(ids[:, width:] if causal else ids, skip_special_tokens=True)

@@ -69,11 +69,6 @@ class Prepared:
             raise SourceError(f"data: {self.name} has no {name} split; add one, or judge on {', '.join(tables)}")
         return tables[name]
 
-    @property
-    def has_references(self) -> bool:
-        """Whether texts are to be generated and judged."""
-        return "reference" in self.validation.column_names
-
     def card(self) -> dict[str, Any]:
         """Give everything but the rows, as plain values."""
         return {

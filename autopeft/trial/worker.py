@@ -67,7 +67,8 @@ class TrialWorker:
         self._head, self._metric, self._seed = dict(head), metric, data_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")
-        self._tokenizer = load_tokenizer(self._source.path) if self._data.has_references else None
+        judges_texts = "reference" in self._data.validation.column_names
+        self._tokenizer = load_tokenizer(self._source.path) if judges_texts else None
         self._batch_size = batch_size
         self._bases: dict[int, _Base] = {}
 
