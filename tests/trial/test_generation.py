@@ -48,9 +48,7 @@ def make_prepared(task, *, references=None, max_length=40):
         columns["reference"].append(" ".join(map(str, answer[:-1])) if references is None or i in references else None)
     table = pa.table(columns)
     tables = {"train": table.drop_columns("reference"), "validation": table}
-    return Prepared(
-        "x", task, tables["train"], table, None, (), 0, max_length, {}, (), fingerprint(tables, ())
-    )
+    return Prepared("x", task, tables["train"], table, None, (), 0, max_length, {}, (), fingerprint(tables, ()))
 
 
 def by_hand(model, prepared, row, most):
@@ -64,7 +62,9 @@ def by_hand(model, prepared, row, most):
             ids = torch.cat((asked, torch.tensor([said], dtype=torch.long)), 1)
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         else:
-            logits = model(input_ids=asked, attention_mask=mask, decoder_input_ids=torch.tensor([[start, *said]])).logits
+            logits = model(
+                input_ids=asked, attention_mask=mask, decoder_input_ids=torch.tensor([[start, *said]])
+            ).logits
         said.append(int(logits[0, -1].argmax()))
         if said[-1] in (STOP, model.get_base_model().generation_config.eos_token_id):
             break

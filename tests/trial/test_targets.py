@@ -119,9 +119,9 @@ def test_with_an_encoder_decoder_answers_are_for_it(found, task):
 
 def test_a_text_alone_has_no_target():
     for task in ("auto", "seq2seq-lm"):
-        with pytest.raises(SourceError, match="A text alone has no target .* --column"):
+        with pytest.raises(SourceError, match=r"A text alone has no target .* --column"):
             find_layout(["text"], task=task, columns={}, answering="seq2seq-lm")
-    with pytest.raises(SourceError, match="choose --task seq2seq-lm .* or --task text-classification"):
+    with pytest.raises(SourceError, match=r"choose --task seq2seq-lm .* or --task text-classification"):
         find_layout(["text", "label", "prompt", "answer"], task="auto", columns={}, answering="seq2seq-lm")
 
 
@@ -171,8 +171,14 @@ def test_references_are_kept_of_the_rows_to_generate_for(make, tmp_path, answeri
     )
     write(prepared, tmp_path / "written")
     assert read_prepared(tmp_path / "written") == prepared
-    other = make([{**row, "completion": row["completion"] + " "} for row in ROWS], ROWS[:9], metric="rouge_l")
-    assert other.fingerprint != make(ROWS, ROWS[:9], metric="rouge_l").fingerprint == other.fingerprint or True
+
+
+def test_another_reference_is_other_data(make):
+    spaced = [{**ROWS[0], "completion": ROWS[0]["completion"].replace(" ", "  ")}]
+    one, other = make(ROWS, ROWS[:1], metric="bleu"), make(ROWS, spaced, metric="bleu")
+    assert one.validation["labels"] == other.validation["labels"]
+    assert one.fingerprint != other.fingerprint
+    assert one.fingerprint == make(ROWS, ROWS[:1], metric="bleu").fingerprint
 
 
 def test_cuts_of_both_sides_are_said(make):
