@@ -109,12 +109,12 @@ def _greedy(model: Any, tokenizer: Any, *, pad_id: int) -> Iterator[None]:
 
 
 def compare(said: Sequence[str], meant: Sequence[str]) -> dict[str, float]:
-    """Compare texts with one reference each; white space at the ends does not count.
+    """Compare texts with one reference each; white space of any kind and length is one space, as T5 reads it.
 
-    >>> compare(["a cat", "the dog"], ["a cat ", "a dog"])["exact_match"]
+    >>> compare(["a cat", "the dog"], ["a  cat ", "a dog"])["exact_match"]
     0.5
     """
-    said, meant = [text.strip() for text in said], [text.strip() for text in meant]
+    said, meant = ([" ".join(text.split()) for text in texts] for texts in (said, meant))
     pairs = list(zip(said, meant, strict=True))
     return {
         "exact_match": sum(one == other for one, other in pairs) / len(pairs),

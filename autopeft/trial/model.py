@@ -131,12 +131,14 @@ def _unreadable(path: str, error: Exception) -> str:
 
 
 def position_limit(path: str) -> int | None:
-    """Give the most tokens that a model can take; None where its configuration sets no limit.
+    """Give the most tokens that a model can take, on either side; None where its configuration sets no limit.
 
     Raises:
         SourceError: If the configuration cannot be read.
     """
-    return getattr(_read_config(path).get_text_config(), "max_position_embeddings", None)
+    config = _read_config(path).get_text_config()
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min((limit for name in names if (limit := getattr(config, name, None))), default=None)
 
 
 def answering_task(path: str) -> Task:
