@@ -38,16 +38,17 @@ CONFIGS = {
         num_heads=4,
         vocab_size=128,
         feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
         pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,
     ),
     "bart": lambda: transformers.BartConfig(
         d_model=64,
-        encoder_layers=1,
+        encoder_layers=2,
         decoder_layers=2,
-        encoder_ffn_dim=96,
-        decoder_ffn_dim=112,
+        encoder_ffn_dim=320,
+        decoder_ffn_dim=320,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         vocab_size=128,
@@ -99,6 +100,6 @@ def batch_of(task: str, *, rows: int = 4, length: int = 12) -> dict[str, torch.T
     labels = {
         "text-classification": lambda: torch.randint(0, len(LABELS), (rows,), generator=generator),
         "causal-lm": ids.clone,
-        "seq2seq-lm": lambda: ids[:, length // 2 :].flip(0),  # another text than the source, and shorter
+        "seq2seq-lm": lambda: ids.flip(0),  # another text than the source
     }[task]()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

@@ -97,6 +97,9 @@ def test_generation_is_the_likeliest_token_each_time(family, task, method, bases
     )
     prepared = make_prepared(task)
     torch.manual_seed(0)
+    untrained = generate(
+        resident.model, prepared.validation, prepared, tokenizer=Numbers(), batch_size=64, device="cpu"
+    )
     try:
         adapted = resident.attach(make_unit(anatomy, {"method": method}).plan, task=task, head={})
         generator = torch.Generator().manual_seed(1)
@@ -112,7 +115,7 @@ def test_generation_is_the_likeliest_token_each_time(family, task, method, bases
                     adapted, prepared.validation, prepared, tokenizer=Numbers(), batch_size=size, device="cpu"
                 )
                 assert said == expected
-        assert len(set(said)) > 1 or not METHODS[method].reaches_kinds  # a prompt may drown the texts
+        assert said != untrained
     finally:
         resident.detach()
         changed, resident.model.generation_config = resident.model.generation_config, own
