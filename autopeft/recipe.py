@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from autopeft.records import BaseFormat, Candidate, Recipe, Scalar
 from autopeft.registry import Table, unknown
@@ -110,10 +111,14 @@ class Dimensions(BaseModel):
 CUSTOMARY = Recipe(learning_rate=0.0)
 """What is done where nobody says otherwise; the learning rate is each method's own."""
 _FORMAT = ("quant_type", "double_quant", "compute_dtype")
-DIMENSIONS: Mapping[str, TypeAdapter[Any]] = {
-    name: TypeAdapter(Annotated[(info.annotation, *info.metadata)] if info.metadata else cast(Any, info.annotation))
-    for name, info in Dimensions.model_fields.items()
-}
+
+
+def _checker(info: FieldInfo) -> TypeAdapter[Any]:
+    kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    return TypeAdapter(kind)
+
+
+DIMENSIONS: Mapping[str, TypeAdapter[Any]] = {name: _checker(info) for name, info in Dimensions.model_fields.items()}
 """Parameter of a space -> what checks a value of it."""
 
 
