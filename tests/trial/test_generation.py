@@ -15,6 +15,7 @@ from small_run import make_unit, pretrained
 from transformers import GenerationConfig
 
 from autopeft.methods import METHODS
+from autopeft.records import BaseFormat
 from autopeft.trial.adapters import Resident
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.generation import _longest_common, compare, generate, rouge_l
@@ -78,7 +79,7 @@ def bases(tmp_path_factory):
     def base(family, task):
         if family not in found:
             source = pretrained(family, task, tmp_path_factory.mktemp(family))
-            found[family] = (Resident(load_base(source, bits=32, device="cpu")), read_anatomy(source))
+            found[family] = (Resident(load_base(source, BaseFormat(32), device="cpu")), read_anatomy(source))
         return found[family]
 
     return base

@@ -157,6 +157,7 @@ def test_the_model_decides_what_answers_are_for(make, answering, task):
     prepared = make(ROWS, answering=answering)
     assert prepared.task == task
     assert prepared.train.column_names == ["row", "input_ids", "labels", "answer_bytes"]
+    assert prepared.closing == (task == "seq2seq-lm")
 
 
 @pytest.mark.parametrize("answering", ["seq2seq-lm", "causal-lm"])
