@@ -85,6 +85,8 @@ class Problem:
         if self.anatomy is None:
             return ""
         method = METHODS[str(candidate["method"])]
+        if method.reference and self.parameter_limit is not None:
+            return f"{method.name} is a reference to compare with, and not for a budget; search it with --budget none"
         bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
         if bits not in method.bits:
             return f"{method.name} does not train on a base of {bits} bits"

@@ -21,7 +21,8 @@ from autopeft.methods import METHODS
 from autopeft.problem import plan_of
 from autopeft.records import Candidate
 from autopeft.space import settings_of
-from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
+from autopeft.trial.adapters import Resident, peft_config
+from autopeft.trial.compose import PEFT_TASKS
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
 
 CASES = list(cases(PAIRS))
