@@ -33,7 +33,7 @@ DEFAULT_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A block: its place, the linear that reads its input (None where none is known), the one that writes its output."""
+    """A block: its place, the linear that reads its input (None if none is known), the one that writes its output."""
 
     place: str
     reader: Linear | None

@@ -1,7 +1,7 @@
 """Hybrids: several methods on one model as one configuration, with one count, one budget and one export.
 
-A part's settings go by "<part>.<setting>", so that a space says `lora+bitfit.lora.rank`; a part of size 0 is off. What a
-hybrid fixes, as where a part stands, cannot be set. All parts have one learning rate, as in AutoPEFT (Zhou et al.,
+A part's settings go by "<part>.<setting>", so that a space says `lora+bitfit.lora.rank`; a part of size 0 is off. What
+a hybrid fixes, as where a part stands, cannot be set. All parts have one learning rate, as in AutoPEFT (Zhou et al.,
 arXiv:2301.12132) and the mix-and-match adapter (He et al., arXiv:2110.04366).
 """
 
@@ -38,7 +38,7 @@ class Part:
     fixed: Mapping[str, Scalar | Mapping[str, Scalar]] = field(default_factory=dict)
 
     def settings(self, settings: Settings) -> Settings:
-        """Give what a hybrid's settings say to this part; what they say of `layers` goes for every part that has them."""
+        """Give what a hybrid's settings say to this part; its own `layers` go for every part that has them."""
         own = {name: settings[f"{self.name}.{name}"] for name in self.offers if f"{self.name}.{name}" in settings}
         if "layers" in settings and "layers" in self.method.settings:
             own["layers"] = settings["layers"]

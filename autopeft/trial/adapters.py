@@ -64,7 +64,7 @@ class Resident:
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
-        self._unwrap()
+        unwrap(self.model)
         for module in self.model.modules():
             hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
             for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
@@ -87,20 +87,22 @@ class Resident:
         for name, module in self.model.named_modules():
             module.training = self._training[name]
 
-    def _unwrap(self) -> None:
-        # The innermost module is reached through get_base_layer, so only the outermost wrapper is replaced.
-        for name, module in list(self.model.named_modules()):
-            inner = None
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                inner = module.original_module
-            elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
-                inner = BaseTunerLayer.get_base_layer(module)
-            if inner is None or not name:
-                continue
-            parent, _, leaf = name.rpartition(".")
-            owner = self.model.get_submodule(parent) if parent else self.model
-            if not isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
-                setattr(owner, leaf, inner)
+
+def unwrap(model: Any) -> None:
+    """Put every module that PEFT wrapped back in the place of its wrapper, whatever its weights are by now."""
+    # The innermost module is reached through get_base_layer, so only the outermost wrapper is replaced.
+    for name, module in list(model.named_modules()):
+        inner = None
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            inner = module.original_module
+        elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
+            inner = BaseTunerLayer.get_base_layer(module)
+        if inner is None or not name:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent) if parent else model
+        if not isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            setattr(owner, leaf, inner)
 
 
 def is_peft(plan: AdapterPlan) -> bool:
@@ -140,19 +142,34 @@ def check_realised(adapted: Any, plan: AdapterPlan, *, head_params: int) -> None
         )
 
 
+def read_about(folder: Path) -> tuple[dict[str, Any], AdapterPlan, ModelSource]:
+    """Read what was written beside an adapter: all of it, and of that the plan and the base's source.
+
+    Raises:
+        SourceError: If the folder holds no adapter of ours.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
+        return about, AdapterPlan.from_dict(about["plan"]), source
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error!r})") from None
+
+
+def load_base_of(about: Mapping[str, Any], *, bits: int, device: str) -> Any:
+    """Load the base of an adapter, with the task head that it was trained from."""
+    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
+    return load_base(source, bits=bits, device=device, seed=about["head_seed"])
+
+
 def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
     """Load a saved adapter on its base, at the bits that it was trained on, ready for use.
 
     Raises:
         SourceError: If the folder holds no adapter of ours, or its base cannot be read.
     """
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error})") from None
-    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-    base = load_base(source, bits=about["bits"], device=device, seed=about["head_seed"])
-    plan = AdapterPlan.from_dict(about["plan"])
+    about, plan, source = read_about(folder)
+    base = load_base_of(about, bits=plan.bits, device=device)
     if is_peft(plan):
         return PeftModel.from_pretrained(base, str(folder)).eval()
     adapted = Resident(base).attach(plan, task=source.task, head=head_of(base, source.task))

@@ -35,7 +35,7 @@ OWN: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
 """`adapter_type` of a part of ours -> what attaches it."""
 
 
-def config_of(fields: Mapping[str, Any], *, task: str, head: Mapping[str, int] = {}, base: str = "") -> Any:  # noqa: B006
+def config_of(fields: Mapping[str, Any], *, task: str, head: Mapping[str, int] = {}, base: str = "") -> Any:
     """Make PEFT's configuration; a new task head, if given, is trained and saved with the adapter."""
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields["peft_type"]]
     given = {name: value for name, value in fields.items() if name != "peft_type"}
@@ -116,9 +116,8 @@ def load_parts(adapted: nn.Module, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise SourceError(f"adapter: {folder / TENSORS} cannot be read: {error}") from None
     wanted = trained_tensors(adapted)
-    differing = [
-        n for n in {**saved, **wanted} if n not in saved or n not in wanted or saved[n].shape != wanted[n].shape
-    ]
+    shapes, expected = ({n: t.shape for n, t in tensors.items()} for tensors in (saved, wanted))
+    differing = [n for n in {**saved, **wanted} if shapes.get(n) != expected.get(n)]
     if differing:
         raise SourceError(f"adapter: {folder / TENSORS} is not of this adapter and base; {differing[0]} differs")
     with torch.no_grad():

@@ -180,7 +180,7 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
         prompt=_prompt_shape(model),
         head=head,
-        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        dtype_bits=checkpoint_bits(config),
         biases=tuple(
             Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
             for name, params in biases
@@ -189,6 +189,11 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
         ),
     )
+
+
+def checkpoint_bits(config: Any) -> int:
+    """Give the bits of a parameter in the checkpoint of a configuration."""
+    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
 
 
 def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:

@@ -6,7 +6,7 @@ Sources: Houlsby et al., arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00052; He
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,11 @@ from torch import nn
 from autopeft.errors import TrialError
 from autopeft.trial.model import linear_shape
 
-ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+}
 
 
 class Bottleneck(nn.Module):
@@ -56,9 +60,7 @@ class Bottleneck(nn.Module):
         read, self._read = self._read, None
         if read is None or read.shape[:-1] != output.shape[:-1]:
             shapes = f"{None if read is None else tuple(read.shape)} and {tuple(output.shape)}"
-            raise TrialError(
-                f"a parallel adapter needs a block's input and output of the same tokens; here are {shapes}"
-            )
+            raise TrialError(f"a parallel adapter needs input and output of the same tokens; here they are {shapes}")
         return output + self(read).to(output.dtype)
 
     def add_to_output(self, module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
