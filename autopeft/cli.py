@@ -83,6 +83,8 @@ REQUEST: dict[str, Any] = {
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+AdapterDir = Annotated[Path, typer.Argument(help="Folder of an adapter that a search saved.", show_default=False)]
+MergedDir = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 
@@ -166,6 +168,16 @@ def estimate(*, as_json: Json = False, **options: Any) -> None:
     with stdout_kept(as_json):
         rows = run(**fields)
     print_estimates(rows, as_json=as_json)
+
+
+@app.command()
+def merge(adapter: AdapterDir, out: MergedDir) -> None:
+    """Fold a saved adapter into its base: a plain Hugging Face model folder."""
+    from autopeft.api import merge as run
+
+    for caveat in run(adapter, out):
+        print(f"autopeft: {caveat}", file=sys.stderr)
+    print(out)
 
 
 @app.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
+from autopeft.methods import METHODS
 from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
+from autopeft.report.words import method_of
 
 _PLACEHOLDER = "path/to/the/adapter"
 _AUTO_CLASSES = {
@@ -23,7 +25,7 @@ def usage(context: Context) -> Section:
         {
             "record": record,
             "names": context.picks_of(number),
-            "load": f"import autopeft\n\nmodel = autopeft.load({_adapter(context, number)!r})",
+            "load": autopeft_code(record, _adapter(context, number)),
             "peft": peft_code(context, record.plan, _adapter(context, number)) if record.plan else "",
             "config": pretty(record.plan.config) if record.plan else "",
             "values": pretty(record.candidate.values),
@@ -31,6 +33,15 @@ def usage(context: Context) -> Section:
         for number, record in shown.items()
     ]
     return Section("How to use it", fill("usage.html.j2", blocks=blocks, titles=PICKS))
+
+
+def autopeft_code(record: TrialRecord, adapter: str) -> str:
+    """Write Python that loads an adapter with autopeft, and that folds it into the model where that can be done."""
+    lines = ["import autopeft", "", f"model = autopeft.load({adapter!r})"]
+    method = METHODS.get(method_of(record))
+    if method is not None and method.mergeable:
+        lines.append(f"autopeft.merge({adapter!r}, 'merged')  # a plain transformers model, no slower than the base")
+    return "\n".join(lines)
 
 
 def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:

@@ -17,7 +17,18 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
+from autopeft.anatomy import (
+    UNQUANTISED,
+    Anatomy,
+    Bias,
+    Block,
+    Norm,
+    PromptShape,
+    Task,
+    describe_linears,
+    number_layers,
+    place_of,
+)
 from autopeft.errors import RequestError, SourceError
 from autopeft.records import BaseFormat
 from autopeft.trial.memory import ran_out_of_memory
@@ -181,8 +192,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
     config = load_config(source)
     with torch.device("meta"):
         model = AUTO_CLASSES[source.task].from_config(config)
-    head = _head(model, source.task)
-    shapes, norms = [], []
+    head = head_of(model, source.task)
+    shapes, norms, biases = [], [], []
     for name, module in model.named_modules():
         if name.partition(".")[0] in head:
             continue
@@ -190,24 +201,47 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             shapes.append((name, *shape))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
+        else:
+            continue
+        if (bias := module._parameters.get("bias")) is not None:
+            biases.append((name, bias.numel()))
     linears = describe_linears(shapes)
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
+    kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
+    in_blocks = dict.fromkeys(layers, 0)
+    for name, parameter in model.named_parameters():
+        if (place := place_of(name)) and (place.stack, place.index) in in_blocks:
+            in_blocks[place.stack, place.index] += parameter.numel()
     return Anatomy(
         model_type=config.model_type,
         task=source.task,
         base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
         n_layers=1 + max((linear.layer for linear in linears), default=-1),
         linears=linears,
-        norms=tuple(
-            Norm(name, layers.get((place.stack, place.index)) if (place := place_of(name)) else None, params)
-            for name, params in norms
-        ),
+        norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
         prompt=_prompt_shape(model),
         head=head,
-        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        dtype_bits=checkpoint_bits(config),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
+        biases=tuple(
+            Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
+            for name, params in biases
+        ),
+        blocks=tuple(
+            Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
+        ),
     )
+
+
+def checkpoint_bits(config: Any) -> int:
+    """Give the bits of a parameter in the checkpoint of a configuration."""
+    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
+
+
+def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:
+    place = place_of(name)
+    return None if place is None else layers.get((place.stack, place.index))
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -227,7 +261,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
-def _head(model: Any, task: Task) -> dict[str, int]:
+def head_of(model: Any, task: Task) -> dict[str, int]:
     """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
     if task != "text-classification":
         return {}
