@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
@@ -35,7 +36,16 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
     bits = plan.bits if plan.bits in (16, 32) else checkpoint_bits(config)
     base = load_base_of(about, bits=bits, device=device)
     if is_peft(plan):
-        model: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(base, str(folder))
+        heads = {
+            name: module.modules_to_save["default"].state_dict()
+            for name, module in base.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        }
+        model: Any = adapted.merge_and_unload(safe_merge=True)
+        unwrap(model)  # a head that was trained beside the norms is still wrapped, and the old one inside
+        for name, weights in heads.items():
+            model.get_submodule(name).load_state_dict(weights)
     else:
         load_parts(Resident(base).attach(plan, task=source.task, head=head_of(base, source.task)), folder)
         for module in base.modules():
