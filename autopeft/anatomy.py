@@ -101,6 +101,7 @@ class Anatomy:
         dtype_bits: Bits of a parameter in the checkpoint, 16 or 32.
         biases: Those of linears and norms, without a new task head's.
         blocks: The layers in order, as modules.
+        outer_linear: Scalars of the linears outside the layers that see every token: a language model's head.
     """
 
     model_type: str
@@ -114,6 +115,7 @@ class Anatomy:
     dtype_bits: int = 32
     biases: tuple[Bias, ...] = ()
     blocks: tuple[Block, ...] = ()
+    outer_linear: int = 0
 
     @property
     def kinds(self) -> tuple[str, ...]:

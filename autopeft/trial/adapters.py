@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from autopeft.errors import SourceError, TrialError
-from autopeft.records import AdapterPlan
+from autopeft.records import AdapterPlan, BaseFormat
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
 from autopeft.trial.model import ModelSource, head_of, load_base
 from autopeft.trial.own import Bottleneck
@@ -60,11 +60,17 @@ class Resident:
         else:
             adapted = attach_parts(self.model, plan, task=task, head=head)
         check_realised(adapted, plan, head_params=sum(head.values()))
+        if plan.recipe.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.
+            self.model.disable_input_require_grads()
         return adapted
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
         unwrap(self.model)
+        if self.model.is_gradient_checkpointing:
+            self.model.activation_checkpointing_disable()
         for module in self.model.modules():
             hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
             for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
@@ -156,10 +162,10 @@ def read_about(folder: Path) -> tuple[dict[str, Any], AdapterPlan, ModelSource]:
         raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error!r})") from None
 
 
-def load_base_of(about: Mapping[str, Any], *, bits: int, device: str) -> Any:
+def load_base_of(about: Mapping[str, Any], base: BaseFormat, *, device: str) -> Any:
     """Load the base of an adapter, with the task head that it was trained from."""
     source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-    return load_base(source, bits=bits, device=device, seed=about["head_seed"])
+    return load_base(source, base, device=device, seed=about["head_seed"])
 
 
 def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
@@ -169,10 +175,10 @@ def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
         SourceError: If the folder holds no adapter of ours, or its base cannot be read.
     """
     about, plan, source = read_about(folder)
-    base = load_base_of(about, bits=plan.bits, device=device)
+    base = load_base_of(about, plan.base, device=device)
     if is_peft(plan):
         return PeftModel.from_pretrained(base, str(folder)).eval()
-    adapted = Resident(base).attach(plan, task=source.task, head=head_of(base, source.task))
+    adapted = attach_parts(base, plan, task=source.task, head=head_of(base, source.task))
     load_parts(adapted, folder)
     return adapted.requires_grad_(False).eval()
 
@@ -181,7 +187,7 @@ def save_adapter(adapted: Any, folder: Path, *, about: Mapping[str, Any]) -> int
     """Save the adapter; what PEFT makes alone so that `PeftModel.from_pretrained` loads it; returns the bytes written.
 
     Args:
-        about: What `load_adapter` has to know: the source's fields, the bits, the seed of the head, the plan.
+        about: What `load_adapter` has to know: the source's fields, the plan, the seed of the head.
     """
     if is_peft(AdapterPlan.from_dict(about["plan"])):
         adapted.save_pretrained(str(folder), save_embedding_layers=False)

@@ -11,9 +11,9 @@ from peft.utils.other import ModulesToSaveWrapper
 
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan
-from autopeft.trial.adapters import Resident, is_peft, load_base_of, read_about, unwrap
-from autopeft.trial.compose import load_parts
+from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.trial.adapters import is_peft, load_base_of, read_about, unwrap
+from autopeft.trial.compose import attach_parts, load_parts
 from autopeft.trial.model import checkpoint_bits, head_of, load_config, load_tokenizer
 
 
@@ -34,7 +34,7 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
         raise RequestError(f"out: {out} is not empty; give a new folder")
     config = load_config(source)
     bits = plan.bits if plan.bits in (16, 32) else checkpoint_bits(config)
-    base = load_base_of(about, bits=bits, device=device)
+    base = load_base_of(about, BaseFormat(bits), device=device)
     if is_peft(plan):
         adapted = PeftModel.from_pretrained(base, str(folder))
         heads = {
@@ -47,7 +47,7 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
         for name, weights in heads.items():
             model.get_submodule(name).load_state_dict(weights)
     else:
-        load_parts(Resident(base).attach(plan, task=source.task, head=head_of(base, source.task)), folder)
+        load_parts(attach_parts(base, plan, task=source.task, head=head_of(base, source.task)), folder)
         for module in base.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=True)

@@ -12,7 +12,7 @@ from autopeft.labels import describe
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem, bind_space, plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.report.layers import _own_place, _places
 from autopeft.space import settings_of
 from autopeft.space_file import load_space, parse_space
@@ -85,7 +85,7 @@ def gradients(model, plan, anatomy, values):
 @pytest.mark.parametrize("name", [name for name in HYBRIDS if METHODS[name].starts_at_identity])
 def test_at_its_start_each_part_has_the_gradient_that_it_has_alone(name, family, task, source_of, anatomy_of):
     """All parts start at the identity, so that none of them changes what the others see."""
-    anatomy, model = anatomy_of(family, task), load_base(source_of(family, task), bits=32, device="cpu")
+    anatomy, model = anatomy_of(family, task), load_base(source_of(family, task), BaseFormat(32), device="cpu")
     together, values = gradients(model, plan_of(Candidate({"method": name}), anatomy), anatomy, {})
     compared = set()
     for part in name.split("+"):

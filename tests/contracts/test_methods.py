@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 
 from autopeft.methods import METHODS
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident, peft_config
 from autopeft.trial.compose import PEFT_TASKS
@@ -41,7 +41,9 @@ def fresh_adapted(source, plan, anatomy):
     What PEFT has not is attached by our own code; `test_own` and `test_hybrids` count it by hand.
     """
     if "peft_type" not in plan.config:
-        return Resident(load_base(source, bits=32, device="cpu")).attach(plan, task=source.task, head=anatomy.head)
+        return Resident(load_base(source, BaseFormat(32), device="cpu")).attach(
+            plan, task=source.task, head=anatomy.head
+        )
     fields = dict(plan.config)
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop("peft_type")]
     if anatomy.head and "target_modules" in fields:
@@ -174,7 +176,7 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
 def test_dora_on_a_base_of_8_bits_is_refused_and_does_crash(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
     assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
-    resident = Resident(load_base(source_of("bert", bert.task), bits=8, device="cpu"))
+    resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(8), device="cpu"))
     before = checksum(resident.model)
     adapted = resident.attach(plan_of(candidate, bert), task=bert.task, head=bert.head)
     train_step(adapted, bert.task)
@@ -225,7 +227,7 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     AUTO_CLASSES[task].from_config(config).save_pretrained(tmp_path)
     source = ModelSource(str(tmp_path), task, LABELS if task == "text-classification" else ())
     anatomy = read_anatomy(source)
-    resident = Resident(load_base(source, bits=32, device="cpu"))
+    resident = Resident(load_base(source, BaseFormat(32), device="cpu"))
     before = checksum(resident.model)
     batch = batch_of(task)
     if task == "text-classification":  # an encoder-decoder's classifier looks for the end of the text

@@ -17,13 +17,13 @@ from autopeft.errors import RequestError, SourceError, TrialError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem, bind_space, plan_of
-from autopeft.records import Candidate
+from autopeft.recipe import rate_at
+from autopeft.records import BaseFormat, Candidate
 from autopeft.space_file import load_space
 from autopeft.trial.adapters import Resident
-from autopeft.trial.batches import train_batch
+from autopeft.trial.batches import train_parts
 from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy
 from autopeft.trial.own import Bottleneck
-from autopeft.trial.train import rate_at
 
 SITES = {
     "llama": {"self_attn.q_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
@@ -203,7 +203,7 @@ def test_new_biases_have_the_gradients_of_a_model_that_was_made_with_them(source
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_bias_on_a_quantised_base_stays_as_precise_as_it_is_trained(bits, source_of, bert):
     """bitsandbytes casts its own biases to whatever comes in."""
-    model = load_base(source_of("bert", bert.task), bits=bits, device="cpu")
+    model = load_base(source_of("bert", bert.task), BaseFormat(bits), device="cpu")
     adapted = Resident(model).attach(plan_for(bert, "bitfit"), task=bert.task, head=bert.head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         adapted(**batch_of(bert.task)).loss.backward()
@@ -234,8 +234,9 @@ def plain_training(model, unit, data, names):
     model.train()
     for step in range(unit.steps):
         for group in optimizer.param_groups:
-            group["lr"] = unit.plan.learning_rate * rate_at(step, unit.steps)
-        model(**train_batch(data, step, batch_size=4, seed=0)).loss.backward()
+            group["lr"] = unit.plan.learning_rate * rate_at(step, unit.steps, unit.plan.recipe)
+        (batch,) = train_parts(data, step, recipe=unit.plan.recipe, seed=0)
+        model(**batch).loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -256,7 +257,7 @@ def test_three_steps_give_the_weights_that_plain_transformers_gets(family, task,
     unit = make_unit(anatomy, values, steps=3, adapter_dir="adapter")
     make_worker(run_dir, source, anatomy).run(unit)
     loaded = autopeft.load(run_dir / "adapter")
-    plain = load_base(source, bits=32, device="cpu")
+    plain = load_base(source, BaseFormat(32), device="cpu")
     last = {"bert": "bert.encoder.layer.2.", "llama": "model.layers.2.", "t5": "transformer.decoder.block.1."}[family]
     all_names = [n for n, _ in plain.named_parameters()]
     names = {
@@ -300,7 +301,9 @@ def test_a_merged_model_gives_the_logits_of_the_adapter(family, task, method, va
     assert not [n for n, _ in merged.named_modules() if "lora" in n or "base_layer" in n]
     tolerance = 1e-5 if bits == 32 else 0.02
     torch.testing.assert_close(logits_of(merged, task).float(), judged.float(), rtol=tolerance, atol=tolerance)
-    assert not torch.allclose(judged.float(), logits_of(load_base(source, bits=bits, device="cpu"), task).float())
+    assert not torch.allclose(
+        judged.float(), logits_of(load_base(source, BaseFormat(bits), device="cpu"), task).float()
+    )
     assert merged.config.use_cache == base_for(source).config.use_cache
 
 
