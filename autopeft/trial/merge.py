@@ -11,7 +11,8 @@ from peft.utils.other import ModulesToSaveWrapper
 
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.methods.merging import why_unmergeable
+from autopeft.records import BaseFormat
 from autopeft.trial.adapters import is_peft, load_base_of, read_about, unwrap
 from autopeft.trial.compose import attach_parts, load_parts
 from autopeft.trial.model import checkpoint_bits, head_of, load_config, load_tokenizer
@@ -62,12 +63,3 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
         f"the adapter was trained on a base of {plan.bits} bits and is merged into one of {bits}: "
         "what it learned of the rounding is lost, so that its quality should be measured again",
     )
-
-
-def why_unmergeable(plan: AdapterPlan) -> str:
-    """Say why an adapter cannot be folded into the weights; "" if it can."""
-    if not METHODS[plan.method].mergeable:
-        return "it acts on what passes through the model, not on its weights"
-    if any(part.get("new") for part in plan.configs):
-        return "this architecture has no place for the biases that were added to it"
-    return ""

@@ -22,9 +22,10 @@ from autopeft.records import BaseFormat, Candidate
 from autopeft.space_file import load_space
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import train_parts
-from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy
+from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, load_config, read_anatomy
 from autopeft.trial.own import Bottleneck
 
+OWN = ["serial_adapter", "parallel_adapter", "bitfit", "full", "top_layers"]
 SITES = {
     "llama": {"self_attn.q_proj": "self_attn.o_proj", "mlp.up_proj": "mlp.down_proj"},
     "bert": {"attention.self.query": "attention.output.dense", "intermediate.dense": "output.dense"},
@@ -209,6 +210,19 @@ def test_a_bias_on_a_quantised_base_stays_as_precise_as_it_is_trained(bits, sour
         adapted(**batch_of(bert.task)).loss.backward()
     trained = [p for p in adapted.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
+
+
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+@pytest.mark.parametrize("method", OWN + [name for name in METHODS if "+" in name])
+def test_attaching_needs_no_weights(family, task, method, source_of, anatomy_of):
+    """So that memory can be predicted on a model without storage."""
+    anatomy = anatomy_of(family, task)
+    if METHODS[method].refuses({}, 32, anatomy):
+        return
+    with torch.device("meta"):
+        model = AUTO_CLASSES[task].from_config(load_config(source_of(family, task))).requires_grad_(False)
+        adapted = Resident(model).attach(plan_for(anatomy, method), task=task, head=anatomy.head)
+    assert {p.device.type for p in adapted.parameters()} == {"meta"}
 
 
 def test_tied_weights_stay_tied_and_the_originals_come_back(source_of, anatomy_of):
