@@ -34,8 +34,8 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
     if out.exists() and any(out.iterdir()):
         raise RequestError(f"out: {out} is not empty; give a new folder")
     config = load_config(source)
-    bits = plan.bits if plan.bits in (16, 32) else checkpoint_bits(config)
-    base = load_base_of(about, BaseFormat(bits), device=device)
+    form = plan.base if plan.bits in (16, 32) else BaseFormat(checkpoint_bits(config))
+    base = load_base_of(about, form, device=device)
     if is_peft(plan):
         adapted = PeftModel.from_pretrained(base, str(folder))
         heads = {
@@ -57,9 +57,9 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
     model.config.use_cache = getattr(config, "use_cache", True)  # it is off only while training
     model.save_pretrained(str(out))
     load_tokenizer(source.path).save_pretrained(str(out))
-    if plan.bits == bits:
+    if plan.bits == form.bits:
         return ()
     return (
-        f"the adapter was trained on a base of {plan.bits} bits and is merged into one of {bits}: "
+        f"the adapter was trained on a base of {plan.bits} bits and is merged into one of {form.bits}: "
         "what it learned of the rounding is lost, so that its quality should be measured again",
     )

@@ -203,6 +203,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         prompt=_prompt_shape(model),
         head=head,
         dtype_bits=checkpoint_bits(config),
+        # A classifier's pooler sees one token of a row.
+        outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
         biases=tuple(
             Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
             for name, params in biases
@@ -210,8 +212,6 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         blocks=tuple(
             Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
         ),
-        # A classifier's pooler sees one token of a row.
-        outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
     )
 
 
