@@ -6,9 +6,9 @@ from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
 from autopeft.methods import METHODS
+from autopeft.methods.merging import why_unmergeable
 from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
-from autopeft.report.words import method_of
 
 _PLACEHOLDER = "path/to/the/adapter"
 _AUTO_CLASSES = {
@@ -38,8 +38,7 @@ def usage(context: Context) -> Section:
 def autopeft_code(record: TrialRecord, adapter: str) -> str:
     """Write Python that loads an adapter with autopeft, and that folds it into the model where that can be done."""
     lines = ["import autopeft", "", f"model = autopeft.load({adapter!r})"]
-    method = METHODS.get(method_of(record))
-    if method is not None and method.mergeable:
+    if record.plan is not None and record.plan.method in METHODS and not why_unmergeable(record.plan):
         lines.append(f"autopeft.merge({adapter!r}, 'merged')  # a plain transformers model, no slower than the base")
     return "\n".join(lines)
 

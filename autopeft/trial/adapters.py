@@ -178,7 +178,7 @@ def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
     base = load_base_of(about, plan.base, device=device)
     if is_peft(plan):
         return PeftModel.from_pretrained(base, str(folder)).eval()
-    adapted = Resident(base).attach(plan, task=source.task, head=head_of(base, source.task))
+    adapted = attach_parts(base, plan, task=source.task, head=head_of(base, source.task))
     load_parts(adapted, folder)
     return adapted.requires_grad_(False).eval()
 

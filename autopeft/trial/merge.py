@@ -7,12 +7,14 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan, BaseFormat
-from autopeft.trial.adapters import Resident, is_peft, load_base_of, read_about, unwrap
-from autopeft.trial.compose import load_parts
+from autopeft.methods.merging import why_unmergeable
+from autopeft.records import BaseFormat
+from autopeft.trial.adapters import is_peft, load_base_of, read_about, unwrap
+from autopeft.trial.compose import attach_parts, load_parts
 from autopeft.trial.model import checkpoint_bits, head_of, load_config, load_tokenizer
 
 
@@ -35,9 +37,18 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
     form = plan.base if plan.bits in (16, 32) else BaseFormat(checkpoint_bits(config))
     base = load_base_of(about, form, device=device)
     if is_peft(plan):
-        model: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(base, str(folder))
+        heads = {
+            name: module.modules_to_save["default"].state_dict()
+            for name, module in base.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        }
+        model: Any = adapted.merge_and_unload(safe_merge=True)
+        unwrap(model)  # a head that was trained beside the norms is still wrapped, and the old one inside
+        for name, weights in heads.items():
+            model.get_submodule(name).load_state_dict(weights)
     else:
-        load_parts(Resident(base).attach(plan, task=source.task, head=head_of(base, source.task)), folder)
+        load_parts(attach_parts(base, plan, task=source.task, head=head_of(base, source.task)), folder)
         for module in base.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge=True)
@@ -52,12 +63,3 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
         f"the adapter was trained on a base of {plan.bits} bits and is merged into one of {form.bits}: "
         "what it learned of the rounding is lost, so that its quality should be measured again",
     )
-
-
-def why_unmergeable(plan: AdapterPlan) -> str:
-    """Say why an adapter cannot be folded into the weights; "" if it can."""
-    if not METHODS[plan.method].mergeable:
-        return "it acts on what passes through the model, not on its weights"
-    if any(part.get("new") for part in plan.configs):
-        return "this architecture has no place for the biases that were added to it"
-    return ""

@@ -12,9 +12,12 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
+from autopeft.trial.model import linear_shape
+
 BESIDE = "trained_bias"
-"""Name of a bias that stands beside a quantised linear: bitsandbytes casts its own in place to whatever comes in, which
-an optimiser does not survive."""
+"""Name of a bias that stands beside its module and is added by a hook, because inside it would have to be of another
+type than it is trained in: bitsandbytes casts the bias of a quantised linear in place to whatever comes in, and a norm
+takes a weight and a bias of one type only."""
 
 
 def train_copies(model: nn.Module, names: Iterable[str]) -> None:
@@ -50,7 +53,7 @@ def attach_biases(model: Any, config: Mapping[str, Any]) -> None:
     copied = []
     for name in config["biases"]:
         module = model.get_submodule(name.rpartition(".")[0])
-        if _is_quantised(module):
+        if _must_stand_beside(module):
             _stand_beside(module, module.bias.detach().clone())
             module._parameters["bias"] = None
         else:
@@ -61,14 +64,15 @@ def attach_biases(model: Any, config: Mapping[str, Any]) -> None:
         weight = next(module.parameters())
         dtype = weight.dtype if weight.is_floating_point() else model.dtype
         zeros = torch.zeros(fan_out, device=weight.device, dtype=dtype)
-        if _is_quantised(module):
+        if _must_stand_beside(module):
             _stand_beside(module, zeros)
         else:
             module._parameters["bias"] = nn.Parameter(zeros)
 
 
-def _is_quantised(module: nn.Module) -> bool:
-    return isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+def _must_stand_beside(module: nn.Module) -> bool:
+    quantised = isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+    return quantised or (linear_shape(module) is None and next(module.parameters()).dtype != torch.float32)
 
 
 def _stand_beside(module: nn.Module, bias: torch.Tensor) -> None:
