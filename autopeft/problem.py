@@ -11,7 +11,7 @@ from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.methods.method import Allowed, is_amount
 from autopeft.objectives import Objective
-from autopeft.records import AdapterPlan, Candidate, Cost, Scalar, digest
+from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar, digest
 from autopeft.registry import unknown
 from autopeft.space import Choices, Space, ends, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
@@ -26,11 +26,11 @@ def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
     build = method.build(settings_of(candidate, method.name), anatomy)
     return AdapterPlan(
         method=method.name,
-        bits=int(candidate.values.get("bits", anatomy.dtype_bits)),
         sizes=dict(build.sizes),
         config=dict(build.config),
         adapter_params=build.params,
-        learning_rate=method.learning_rate * float(candidate.values.get("lr_multiple", 1.0)),
+        base=BaseFormat(int(candidate.values.get("bits", anatomy.dtype_bits))),
+        recipe=Recipe(method.learning_rate * float(candidate.values.get("lr_multiple", 1.0))),
     )
 
 

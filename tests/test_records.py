@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from autopeft.records import (
     AdapterPlan,
+    BaseFormat,
     Candidate,
     Cost,
     Measurement,
     Outcome,
+    Recipe,
     RunInfo,
     TrialRecord,
     WorkerSpec,
@@ -31,14 +33,20 @@ plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dic
 numbers = st.dictionaries(names, real, max_size=3)
 states = st.sampled_from(["complete", "failed", "infeasible", "stopped", "duplicate"])
 candidates = st.builds(Candidate, st.dictionaries(names, scalars, max_size=5))
+bases = st.builds(
+    BaseFormat, st.sampled_from([4, 8, 16, 32]), st.sampled_from(["nf4", "fp4"]), st.booleans(), compute_dtype=names
+)
+recipes = st.builds(
+    Recipe, real, batch_size=whole, gradient_checkpointing=st.booleans(), optimizer=names, weight_decay=real
+)
 plans = st.builds(
     AdapterPlan,
     method=names,
-    bits=st.sampled_from([4, 8, 16, 32]),
     sizes=st.dictionaries(names, whole, max_size=3),
     config=st.dictionaries(names, plain, max_size=3),
     adapter_params=whole,
-    learning_rate=real,
+    base=bases,
+    recipe=recipes,
 )
 costs = st.builds(Cost, adapter_params=whole, head_params=whole)
 measurements = st.builds(

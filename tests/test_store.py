@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_dropped_and_said(kept, filled):
 
 
 def test_a_first_line_that_is_torn_leaves_an_empty_run(run):
-    (run.path / "records.jsonl").write_bytes(b'{"schema": 1, "num')
+    (run.path / "records.jsonl").write_bytes(f'{{"schema": {SCHEMA_VERSION}, "num'.encode())
     with run:
         assert list(run.records) == []
         run.append(record(0))
@@ -90,9 +90,9 @@ def test_a_first_line_that_is_torn_leaves_an_empty_run(run):
         b"null\n",
         b"not json\n",
         b"\xff\xfe\n",
-        b'{"schema": 1, "number": 7}\n',
-        b'{"schema": 1, "number": 7, "state": "complete", "seed": 0, "candidate": {"values": 3}}\n',
-        b'{"schema": 1, "number": 7, "state": "complete", "seed": 0, "candidate": [2]}\n',
+        b'{"schema": 2, "number": 7}\n',
+        b'{"schema": 2, "number": 7, "state": "complete", "seed": 0, "candidate": {"values": 3}}\n',
+        b'{"schema": 2, "number": 7, "state": "complete", "seed": 0, "candidate": [2]}\n',
         b"\n",
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from autopeft.labels import describe, one_line, show_rate, show_value
-from autopeft.records import AdapterPlan, Candidate, RunInfo, TrialRecord
+from autopeft.records import AdapterPlan, BaseFormat, Candidate, Recipe, RunInfo, TrialRecord
 from autopeft.view import LiveView, PlainView, View, make_view
 
 INFO = RunInfo(
@@ -67,7 +67,7 @@ def test_label_of_any_other_space_shows_its_first_values():
 
 
 def test_label_of_a_record_has_the_absolute_learning_rate_and_the_plan_s_method():
-    plan = AdapterPlan("ia3", 8, {}, {}, 10, 0.0025)
+    plan = AdapterPlan("ia3", {}, {}, 10, BaseFormat(8), Recipe(0.0025))
     trial = TrialRecord(0, "complete", Candidate({"lr_multiple": 5.0}), 0, plan=plan)
     assert describe(trial) == "ia3 8-bit lr=2.5e-3"
 

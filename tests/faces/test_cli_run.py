@@ -112,7 +112,7 @@ def test_resume_with_more_trials_goes_on_where_it_was(cli: Cli, a_run: Path) -> 
 def test_estimate_trains_nothing_and_counts_as_the_real_model(
     cli: Cli, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autopeft.records import AdapterPlan
+    from autopeft.records import AdapterPlan, BaseFormat, Recipe
     from autopeft.trial import worker
     from autopeft.trial.adapters import Resident
     from autopeft.trial.model import ModelSource, load_base
@@ -132,11 +132,11 @@ def test_estimate_trains_nothing_and_counts_as_the_real_model(
     for row in rows:
         plan = AdapterPlan(
             method=row["candidate"]["method"],
-            bits=32,
             sizes={},
             config=row["adapter_config"],
             adapter_params=0,
-            learning_rate=0.0,
+            base=BaseFormat(32),
+            recipe=Recipe(0.0),
         )
         resident = Resident(load_base(source, bits=32, device="cpu"))
         adapted = build_unchecked(resident, plan, source.task, info["anatomy"]["head"], monkeypatch)

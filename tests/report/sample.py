@@ -10,7 +10,7 @@ from pathlib import Path
 from autopeft.anatomy import Anatomy, Norm, PromptShape, describe_linears, layer_groups
 from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
-from autopeft.records import AdapterPlan, Candidate, Cost, Measurement, RunInfo, TrialRecord
+from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Measurement, Recipe, RunInfo, TrialRecord
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 THREE = [OBJECTIVES[name] for name in ("quality", "params", "memory")]
@@ -130,7 +130,7 @@ def make_records(n: int, *, seed: int = 0, anatomy: Anatomy | None = None, fail:
         if params == 0 or params + anatomy.head_params > LIMIT * anatomy.base_params:
             continue
         number, rate = len(records), method.learning_rate * values["lr_multiple"]
-        plan = AdapterPlan(method.name, values["bits"], build.sizes, build.config, params, rate)
+        plan = AdapterPlan(method.name, build.sizes, build.config, params, BaseFormat(values["bits"]), Recipe(rate))
         common = {
             "number": number, "candidate": Candidate(values), "seed": 0, "cost": Cost(params, anatomy.head_params),
             "plan": plan, "seconds": rng.uniform(8, 40), "worker": "node:1", "finished_at": "2026-11-22T21:40:00+00:00",

@@ -12,7 +12,7 @@ import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
 
 from autopeft.pareto import front, picks
-from autopeft.records import Candidate, TrialRecord
+from autopeft.records import BaseFormat, Candidate, TrialRecord
 from autopeft.report import Context, front_svg, write_csv
 from autopeft.report.front import log_ticks
 from autopeft.report.history import volume_course
@@ -88,7 +88,7 @@ def test_importances_say_nothing_where_nothing_is_known():
 @pytest.mark.parametrize("anatomy", [bert(), llama(2)])
 def test_code_for_peft_is_python_and_fits_bits_and_task(anatomy, bits):
     record = make_records(1, fail=0.0)[0]
-    plan = replace(record.plan, bits=bits)
+    plan = replace(record.plan, base=BaseFormat(bits))
     code = peft_code(context([record], anatomy=anatomy), plan, f"dir \"{HOSTILE}' \\")
     tree = ast.parse(code)
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]

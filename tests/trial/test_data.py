@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from autopeft.errors import DamagedRunError, SourceError
+from autopeft.records import SCHEMA_VERSION
 from autopeft.request import make_request
 from autopeft.trial.columns import find_layout
 from autopeft.trial.data import prepare
@@ -309,7 +310,7 @@ def test_damaged_data_is_not_trusted(make, tmp_path, damage):
     elif damage == "torn":
         file.write_bytes(file.read_bytes()[:-20])
     elif damage == "schema":
-        card.write_text(card.read_text().replace('"schema": 1', '"schema": 99'))
+        card.write_text(card.read_text().replace(f'"schema": {SCHEMA_VERSION}', '"schema": 99'))
     else:
         card.write_text("{")
     with pytest.raises(DamagedRunError) as error:
