@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._pytree import tree_iter
 
 from autopeft.trial.memory import StorageTracker
+from autopeft.trial.prediction.recall import RECALL
 
 
 class AllocationLog(StorageTracker):
@@ -31,6 +32,11 @@ class AllocationLog(StorageTracker):
         self._values: dict[int, Sequence[float]] = {}
         self._marked: dict[int, int] = {}
         super().__init__(resident, block_bytes=block_bytes)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled; keeping the compiler off would cost as much as the counting.
+        return False
 
     def alive(self) -> list[tuple[int, int]]:
         """Give (key, bytes) of every storage alive."""
@@ -64,6 +70,8 @@ class AllocationLog(StorageTracker):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it gave."""
+        if func is _DEVICE:
+            return args[0].fake_device  # asked twice as often as anything is computed
         packet = func.overloadpacket
         try:
             if packet is _ATEN.add_ and _is_sparse(args[1]):
@@ -72,7 +80,9 @@ class AllocationLog(StorageTracker):
                 out = _REPLACED[packet](*args)
                 self._count(out)
             else:
-                out = super().__torch_dispatch__(func, types, args, kwargs)
+                out = RECALL.run(func, args, kwargs or {})
+                for tensor in tree_iter(out):
+                    self._count(tensor)
         except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
             usual = self._usual(packet, args, kwargs or {})
             if usual is None:
@@ -128,6 +138,7 @@ class AllocationLog(StorageTracker):
 
 
 _ATEN = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 _COMPARED = {_ATEN.gt: operator.gt, _ATEN.ge: operator.ge, _ATEN.lt: operator.lt, _ATEN.le: operator.le}
 _NOTED = frozenset((_ATEN.rand, _ATEN.rand_like, _ATEN.scatter, _ATEN.scatter_, _ATEN.eq, *_COMPARED))
 
