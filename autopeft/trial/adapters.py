@@ -39,6 +39,11 @@ def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: 
     return config
 
 
+def attached(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> PeftModel:
+    """Attach the adapter of a plan to a model, with weights or without; gives the model to call."""
+    return get_peft_model(model, peft_config(plan, task=task, head=head, base=base))
+
+
 class Resident:
     """A base model that stays in memory while adapters come and go.
 
@@ -61,7 +66,7 @@ class Resident:
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
-        adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
+        adapted = attached(self.model, plan, task=task, head=head, base=base)
         check_realised(adapted, plan, head_params=sum(head.values()))
         return adapted
 

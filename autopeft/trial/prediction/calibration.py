@@ -1,205 +1,275 @@
-"""What a few traces teach of a structure: linear fits, by layer, of what is kept, saved and held on the way."""
+"""What traces teach of a structure: linear fits, by layer, of what is kept, saved and held on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.records import AdapterPlan
-from autopeft.trial.prediction.sites import TOKENS, Adapted, Features, Sites
+from autopeft.trial.prediction.sites import Adapted, Features, Sites, prompt_of
 from autopeft.trial.prediction.trace import MemoryTrace
 
-Sample = tuple[Features, int, float]
-"""Features, batch size, bytes."""
-Run = tuple[AdapterPlan, int, MemoryTrace]
-"""What was traced, at which batch size, and the trace of one step."""
+Sample = tuple[Features, int, Mapping[str, float]]
+"""Features, rows of the batch, and quantities in bytes by name."""
 
-_ALWAYS: Features = {"1": 1.0}
+_UNSEEN = 1e-6
+"""Share of a sample that lies outside of all that was fitted, from which on it counts as something new."""
+
+
+class Run(NamedTuple):
+    """What was traced, with how many rows in a batch, and the trace of one step."""
+
+    plan: AdapterPlan
+    rows: int
+    trace: MemoryTrace
+
+
+class NewError(Exception):
+    """Something that no sample of a fit had."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A least-squares fit of bytes to features, each of which counts with and without the batch size.
+    """A least-squares fit of bytes to features, each of which counts with and, if `by_rows`, without the batch's rows.
 
     Attributes:
-        weights: ``(features, 2)``: bytes, and bytes a row of the batch.
+        columns: Feature -> its first column.
+        names: The quantities that are fitted.
+        scale: ``(columns,)``: largest value of each, so that what is not told apart is shared out evenly.
+        weights: ``(columns, quantities)``: bytes.
+        seen: ``(rank, columns)``: an orthonormal basis of the scaled samples.
     """
 
-    names: Mapping[str, int]
+    columns: Mapping[str, int]
+    names: tuple[str, ...]
+    scale: NDArray[np.float64]
     weights: NDArray[np.float64]
+    seen: NDArray[np.float64]
+    by_rows: bool
 
     @classmethod
-    def to(cls, samples: Sequence[Sample]) -> Fit:
-        """Fit samples; without any, everything is 0."""
-        names = {name: i for i, name in enumerate(dict.fromkeys(n for features, _, _ in samples for n in features))}
-        if not samples:
-            return cls(names, np.zeros((0, 2)))
-        matrix = np.zeros((len(samples), 2 * len(names)))
-        for row, (features, batch, _) in enumerate(samples):
-            for name, value in features.items():
-                matrix[row, 2 * names[name] : 2 * names[name] + 2] = value, value * batch
-        # Columns of one size, so that what is not told apart is shared out evenly.
-        scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
-        target = np.array([size for _, _, size in samples], dtype=np.float64)
-        solution = np.linalg.lstsq(matrix / scale, target, rcond=1e-10)[0] / scale
-        return cls(names, solution.reshape(len(names), 2))
+    def to(cls, samples: Sequence[Sample], *, by_rows: bool = True) -> Fit:
+        """Fit samples; the quantities of each are those of the first."""
+        width = 2 if by_rows else 1
+        features = dict.fromkeys(name for given, _, _ in samples for name in given)
+        columns = {name: width * i for i, name in enumerate(features)}
+        names = tuple(samples[0][2]) if samples else ()
+        matrix = np.zeros((len(samples), width * len(columns)))
+        for line, (given, rows, _) in zip(matrix, samples, strict=True):
+            _fill(line, columns, given, rows, by_rows=by_rows)
+        scale = np.maximum(np.abs(matrix).max(axis=0, initial=0.0), 1e-12)
+        target = np.array([[sizes[name] for name in names] for _, _, sizes in samples]).reshape(
+            len(samples), len(names)
+        )
+        left, values, basis = np.linalg.svd(matrix / scale, full_matrices=False)
+        rank = int((values > 1e-10 * values.max(initial=0.0)).sum())
+        solution = basis[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
+        return cls(columns, names, scale, solution / scale[:, None], basis[:rank], by_rows)
 
-    def at(self, features: Features, batch: int) -> float:
-        """Give the bytes; a feature that no sample had counts nothing."""
-        total = 0.0
-        for name, value in features.items():
-            if (i := self.names.get(name)) is not None:
-                total += value * float(self.weights[i, 0] + batch * self.weights[i, 1])
-        return total
+    def at(self, features: Features, rows: int) -> NDArray[np.float64]:
+        """Give the bytes of each quantity, ``(quantities,)``.
+
+        Raises:
+            NewError: If the features are no combination of those that were fitted.
+        """
+        if any(name not in self.columns for name in features):
+            raise NewError
+        line = np.zeros(len(self.scale))
+        _fill(line, self.columns, features, rows, by_rows=self.by_rows)
+        scaled = line / self.scale
+        outside = scaled - self.seen.T @ (self.seen @ scaled)
+        if np.linalg.norm(outside) > _UNSEEN * np.linalg.norm(scaled):
+            raise NewError
+        found: NDArray[np.float64] = line @ self.weights
+        return found
 
 
-def _total(params: int) -> Features:
-    return {"1": 1.0, "params": float(params)}
+def _fill(
+    line: NDArray[np.float64], columns: Mapping[str, int], features: Features, rows: int, *, by_rows: bool
+) -> None:
+    for name, value in features.items():
+        line[columns[name]] = value
+        if by_rows:
+            line[columns[name] + 1] = value * rows
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCalibration:
-    """What was learnt of a structure whose adapters lie in the layers.
+class _Share(NamedTuple):
+    """A layer's trained parameters with the optimiser's state; what its forward pass leaves for its backward pass; what
+    stays of it after; and what it holds at most on the way there and back."""
+
+    kept: float
+    saved: float
+    left: float
+    forward: float
+    backward: float
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What was learnt of a structure.
+
+    What a layer holds on the way is fitted part by part of its passes: each is linear, the largest of them is not.
 
     Attributes:
-        kept: Of a layer, its trained parameters with the optimiser's state.
-        saved: What its forward pass leaves for its backward pass.
-        forward, backward: What it holds on the way, beside what is saved so far.
-        left: What stays of it once its backward pass is over.
-        missing: What the lowest adapted layer does not save, by the input that is read first.
-        entry: What is kept of the layers below that one: its input.
-        static: What is held between two steps, beside `kept`.
-        loss, optimizer: What the head and the loss hold beside `saved`, and the optimiser beside what is static.
+        runs: What was traced.
     """
 
-    kept: Fit
-    saved: Fit
-    forward: Fit
-    backward: Fit
-    left: Fit
-    missing: Fit
-    entry: Fit
-    static: Fit
-    loss: Fit
-    optimizer: Fit
+    sites: Sites
+    runs: list[Run] = field(default_factory=list)
+    _fits: dict[str, Fit] = field(default_factory=dict)
+    _shares: dict[tuple[object, ...], _Share] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, runs: Iterable[Run], sites: Sites, *, whole: bool) -> LayerCalibration:
-        """Learn from traces in which every layer is adapted differently.
+    def learn(self, runs: Iterable[Run]) -> None:
+        """Learn from more traces."""
+        self.runs += runs
+        samples: dict[str, list[Sample]] = {
+            name: [] for name in ("layer", "entry", "missing", "loss", "static", "trained")
+        }
+        lowest: list[tuple[Features, Features, int, int]] = []
+        for run in self.runs:
+            self._read(run, samples, lowest)
+        samples["layer"] = _aligned(samples["layer"])
+        self._fits = {name: Fit.to(found, by_rows=name not in _BY_PLAN) for name, found in samples.items()}
+        for features, first, rows, size in lowest:
+            try:
+                whole = self._fits["layer"].at(features, rows)[1]
+            except NewError:
+                continue
+            samples["missing"].append((first, rows, {"missing": whole - size}))
+        self._fits["missing"] = Fit.to(samples["missing"])
+        self._shares.clear()
 
-        Args:
-            whole: Whether every layer has its whole graph, as with gradient checkpointing.
-        """
-        samples: dict[str, list[Sample]] = {field.name: [] for field in fields(cls)}
-        lowest_layers: list[tuple[Features, str, int, int]] = []
-        for plan, batch, trace in runs:
-            adapted, step = sites.layers(plan), trace.step
-            lowest = min(adapted)
-            from_layer = min(lowest, 0 if whole else sites.whole_from(plan))
-            saved, above = 0, sum(layer.left for layer in step.layers)
-            for i, layer in enumerate(step.layers):
-                features: Features = sites.features(i, adapted.get(i, {}))
-                samples["kept"].append((features, batch, layer.kept))
-                if i < from_layer:
-                    saved += layer.saved
-                    continue
-                if i == from_layer and i > 0:
-                    samples["entry"].append((_ALWAYS, batch, saved))
-                above -= layer.left
-                # The lowest adapted layer has a part of a graph only.
-                if i == lowest and not (whole or sites.whole_from(plan) <= i):
-                    lowest_layers.append((features, sites.first(adapted[i]), batch, layer.saved))
-                    saved += layer.saved
-                    continue
-                samples["saved"].append((features, batch, layer.saved))
-                samples["forward"].append((features, batch, layer.forward_peak - step.before - saved))
-                saved += layer.saved
-                samples["backward"].append((features, batch, layer.backward_peak - step.before - saved - above))
-                if i > from_layer:
-                    samples["left"].append((features, batch, layer.left))
-            total = _total(trace.trained_params)
-            samples["static"].append((total, batch, step.after - sum(layer.kept for layer in step.layers)))
-            samples["loss"].append((_ALWAYS, batch, step.loss_peak - step.before - saved))
-            samples["optimizer"].append((total, batch, step.optimizer_peak - step.after))
-        full = Fit.to(samples["saved"])
-        for features, first, batch, size in lowest_layers:
-            samples["missing"].append(({first: 1.0}, batch, full.at(features, batch) - size))
-        return cls(**{name: Fit.to(values) for name, values in samples.items()})
+    def _read(
+        self, run: Run, samples: Mapping[str, list[Sample]], lowest_layers: list[tuple[Features, Features, int, int]]
+    ) -> None:
+        plan, rows, trace = run
+        step, wide = trace.step, prompt_of(plan)
+        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
+        samples["entry"].append((_entry(begin, wide), rows, {"entry": held}))
+        above = sum(layer.left for layer in step.layers[begin:])
+        for i, layer in enumerate(step.layers[begin:], begin):
+            above -= layer.left
+            features = self._features(i, adapted, wide)
+            if i == begin:
+                # It may have a part of a graph only, and nothing below has saved its input.
+                lowest_layers.append((features, self._first(plan, adapted), rows, layer.saved))
+            else:
+                base = step.before + held
+                quantities = {"kept": layer.kept, "saved": layer.saved, "left": layer.left}
+                quantities |= {f"forward {name}": size - base for name, size in layer.forward.items()}
+                base += layer.saved + above
+                quantities |= {f"backward {name}": size - base for name, size in layer.backward.items()}
+                samples["layer"].append((features, rows, quantities))
+            held += layer.saved
+        known = _plan_features(plan, trace.trained_params, self.sites)
+        kept = sum(layer.kept for layer in step.layers)
+        samples["static"].append((known["static"], rows, {"static": step.after - kept}))
+        trained = {"waiting": step.waiting, "optimizer": step.optimizer_peak - step.after}
+        samples["trained"].append((known["trained"], rows, trained))
+        samples["loss"].append((_constant(wide), rows, {"loss": step.loss_peak - step.before - held}))
 
-    def peak(self, plan: AdapterPlan, trained: int, batch: int, sites: Sites, *, whole: bool) -> int:
+    def peak(self, plan: AdapterPlan, trained: int, rows: int) -> int:
         """Give the peak in bytes.
 
         Args:
             trained: Scalars that are trained, a head's included.
+
+        Raises:
+            NewError: If the plan has something that no trace had.
         """
-        adapted = sites.layers(plan)
-        whole_from = 0 if whole else sites.whole_from(plan)
-        lowest = min(adapted, default=whole_from)
-        from_layer = min(lowest, whole_from)
-        shares = self._shares(adapted, batch, sites)
-        static = self.static.at(_total(trained), batch) + sum(shares[i][0] for i in adapted)
-        saved = self.entry.at(_ALWAYS, batch) if from_layer > 0 else 0.0
-        above = sum(shares[i][4] for i in range(from_layer + 1, sites.count))
-        most = self.optimizer.at(_total(trained), batch)
-        for i in range(from_layer, sites.count):
-            _, own, forward, backward, _ = shares[i]
-            if i == lowest < whole_from:
-                own -= self.missing.at({sites.first(adapted[i]): 1.0}, batch)
-            most = max(most, saved + forward)
-            saved += own
-            most = max(most, saved + above + backward)
-            above -= shares[i + 1][4] if i + 1 < sites.count else 0.0
-        most = max(most, saved + self.loss.at(_ALWAYS, batch))
-        return round(static + most)
+        if not self._fits:
+            raise NewError
+        wide = prompt_of(plan)
+        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        shares = [self._share(i, adapted, wide, rows) for i in range(self.sites.count)]
+        known = _plan_features(plan, trained, self.sites)
+        static = self._one("static", known["static"], rows) + sum(share.kept for share in shares)
+        waiting, optimizer = self._fits["trained"].at(known["trained"], rows)
+        held = self._one("entry", _entry(begin, wide), rows)
+        above = sum(share.left for share in shares[begin:])
+        most = 0.0
+        for i, share in enumerate(shares[begin:], begin):
+            above -= share.left
+            most = max(most, held + share.forward)
+            held += share.saved
+            if i == begin:
+                held -= self._one("missing", self._first(plan, adapted), rows)
+            most = max(most, held + above + share.backward)
+        most = max(most, held + self._one("loss", _constant(wide), rows))
+        return round(static + max(waiting + most, optimizer))
 
-    def _shares(self, adapted: Mapping[int, Adapted], batch: int, sites: Sites) -> list[tuple[float, ...]]:
-        """Give each layer's kept, saved, forward, backward and left bytes; layers adapted alike are counted once."""
-        known: dict[tuple[str, tuple[tuple[str, int], ...]], tuple[float, ...]] = {}
-        shares = []
-        for i in range(sites.count):
-            own = adapted.get(i, {})
-            key = (sites.stacks[i], tuple(own.items()))
-            if key not in known:
-                features = sites.features(i, own)
-                fits = (self.kept, self.saved, self.forward, self.backward, self.left)
-                known[key] = tuple(fit.at(features, batch) for fit in fits)
-            shares.append(known[key])
-        return shares
+    def _one(self, name: str, features: Features, rows: int) -> float:
+        return float(self._fits[name].at(features, rows)[0])
 
+    def _begin(self, plan: AdapterPlan) -> int:
+        """Give the lowest layer that has a graph."""
+        return min(self.sites.whole_from(plan), *self.sites.adapted(plan), self.sites.count)
 
-@dataclass(frozen=True, slots=True)
-class PromptCalibration:
-    """What was learnt of a structure that trains virtual tokens.
+    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted]) -> Features:
+        """Tell where the graph of the lowest layer begins."""
+        begin = self._begin(plan)
+        if self.sites.whole_from(plan) <= begin or begin not in adapted:
+            return {"whole": 1.0, **prompt_of(plan)}
+        return {self.sites.first(adapted[begin]): 1.0}
 
-    Attributes:
-        static: What is held between two steps.
-        phases: What the layers' forward pass, the loss, and the backward pass hold beside that.
-    """
+    def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
+        return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
 
-    static: Fit
-    phases: tuple[Fit, ...]
-
-    @classmethod
-    def of(cls, runs: Iterable[Run]) -> PromptCalibration:
-        """Learn from traces with different numbers of tokens."""
-        static: list[Sample] = []
-        phases: tuple[list[Sample], ...] = ([], [], [])
-        for plan, batch, trace in runs:
-            step = trace.step
-            static.append((_total(trace.trained_params), batch, step.after))
-            forward = max((layer.forward_peak for layer in step.layers), default=0)
-            for samples, most in zip(phases, (forward, step.loss_peak, step.backward_peak), strict=True):
-                samples.append((_tokens(plan), batch, max(most - step.before, 0)))
-        return cls(Fit.to(static), tuple(map(Fit.to, phases)))
-
-    def peak(self, plan: AdapterPlan, trained: int, batch: int) -> int:
-        """Give the peak in bytes."""
-        features = _tokens(plan)
-        return round(self.static.at(_total(trained), batch) + max(fit.at(features, batch) for fit in self.phases))
+    def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: int) -> _Share:
+        """Give a layer's bytes; layers adapted alike are counted once."""
+        own = adapted.get(layer, {})
+        key = (self.sites.stacks[layer], rows, tuple(own.items()), tuple(wide.values()))
+        if key not in self._shares:
+            fit = self._fits["layer"]
+            found = dict(zip(fit.names, fit.at(self._features(layer, adapted, wide), rows).tolist(), strict=True))
+            kept, saved, left = found.pop("kept"), found.pop("saved"), found.pop("left")
+            forward = max(size for name, size in found.items() if name.startswith("forward"))
+            backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)
+            self._shares[key] = _Share(kept, saved, left, forward, backward)
+        return self._shares[key]
 
 
-def _tokens(plan: AdapterPlan) -> Features:
-    return {"1": 1.0, "tokens": float(plan.config[TOKENS])}
+_BY_PLAN = ("static", "trained")
+"""Fits of what does not depend on the batch: what is held between two steps beside `kept`; and gradients that wait
+while the last part of a batch runs, and what the optimiser holds."""
+
+
+def _aligned(samples: Sequence[Sample]) -> list[Sample]:
+    """Give every sample all quantities: a part that a layer has not, as a method has its own way to compute a module,
+    is in the next that it has."""
+    names = list(dict.fromkeys(name for _, _, sizes in samples for name in sizes))
+    aligned: list[Sample] = []
+    for features, rows, sizes in samples:
+        filled: dict[str, float] = {}
+        following: dict[str, float] = {}
+        for name in reversed(names):
+            phase = name.partition(" ")[0]
+            following[phase] = filled[name] = sizes.get(name, following.get(phase, 0.0))
+        aligned.append((features, rows, {name: filled[name] for name in names}))
+    return aligned
+
+
+def _entry(begin: int, wide: Features) -> Features:
+    """Of what is kept of all below the lowest layer that has a graph; nothing is below the first but the embedding."""
+    return {"above" if begin > 0 else "bottom": 1.0, **wide}
+
+
+def _constant(wide: Features) -> Features:
+    return {"1": 1.0, **wide}
+
+
+def _plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str, Features]:
+    static: dict[str, float] = {"1": 1.0}
+    static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
+    for part, config in enumerate(plan.configs):
+        # One size for all modules: of frozen projections that they share.
+        if "r" in config and "rank_pattern" not in config:
+            static[f"r {part}"] = float(config["r"])
+    if prompt_of(plan):
+        static["params"] = float(trained)
+    return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.optimization import Adafactor
 
 from autopeft.registry import Table
 
@@ -52,12 +53,12 @@ MakeFrom = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 OPTIMIZERS: Table[MakeFrom] = Table(
     {
-        "adamw_fused": lambda trained: torch.optim.AdamW(trained, weight_decay=0.0, fused=True),
+        "adamw": lambda trained: torch.optim.AdamW(trained, weight_decay=0.0, fused=True),
         # PyTorch's own choice on CUDA: all parameters at once, with temporaries of their size.
-        "adamw": lambda trained: torch.optim.AdamW(trained, foreach=True),
+        "adamw_foreach": lambda trained: torch.optim.AdamW(trained, foreach=True),
         "adamw_8bit": lambda trained: _AdamW8bit(trained, paged=False),
         "paged_adamw_8bit": lambda trained: _AdamW8bit(trained, paged=True),
-        "adafactor": lambda trained: torch.optim.Adafactor(trained, foreach=False),
+        "adafactor": lambda trained: Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False),
         "sgd": lambda trained: torch.optim.SGD(trained, foreach=True),
     }
 )

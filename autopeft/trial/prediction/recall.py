@@ -105,7 +105,7 @@ def _describe(out: Any, args: tuple[Any, ...]) -> tuple[bool, _Output]:
             views = i
     if views < 0 and any(arg is out for arg in _flat(args)):
         return False, None
-    return True, (out.dtype, out.shape, out.stride(), out.storage_offset(), views)
+    return True, (out.dtype, out.shape, out.stride(), int(out.storage_offset()), views)
 
 
 def _make(output: _Output, args: tuple[Any, ...], mode: FakeTensorMode) -> Any:
