@@ -10,27 +10,26 @@ def training_flops(anatomy: Anatomy, plan: AdapterPlan, *, rows: int, length: in
     """Count the floating-point operations of one training step of `rows` of `length` tokens.
 
     Counted are the matrix products of the base model, a multiplication and an addition as two: once forward, once
-    backward for what lies above the lowest adapted layer, and once more for weights that are trained whole; with
-    gradient checkpointing the layers forward twice. Those of the adapters (some per cent) and of normalisation are not.
+    backward for what lies above the lowest adapted layer; with gradient checkpointing the layers forward twice. What
+    the adapters compute (some per cent) is not.
     """
-    tokens = rows * length
+    lowest = lowest_layer(anatomy, plan)
+    layers = forward_flops(anatomy, rows=rows, length=length)
+    head = 2 * rows * length * anatomy.outer_linear
+    again = sum(layers) if plan.recipe.gradient_checkpointing else 0
+    return sum(layers) + head + sum(layers[lowest:]) + head + again
+
+
+def forward_flops(anatomy: Anatomy, *, rows: int, length: int) -> list[int]:
+    """Count the operations of each layer's forward pass: its linears, and each token's attention to each."""
     forward = [0] * anatomy.n_layers
-    weights = 0
-    whole = set(plan.sizes) if any(config.get("adapter_type") == "FULL" for config in plan.configs) else set()
     for linear in anatomy.linears:
-        product = 2 * tokens * linear.fan_in * linear.fan_out
-        forward[linear.layer] += product
-        if linear.name in whole:
-            weights += product
+        forward[linear.layer] += 2 * rows * length * linear.fan_in * linear.fan_out
         if linear.kind in ("query", "qkv"):
-            # Scores and their use, of each token with each; a fused projection's first part are the queries.
+            # Scores and their use; in a fused projection the queries are as wide as what it reads.
             width = linear.fan_in if linear.kind == "qkv" else linear.fan_out
             forward[linear.layer] += 2 * 2 * rows * length * length * width
-    head = 2 * tokens * anatomy.outer_linear
-    lowest = lowest_layer(anatomy, plan)
-    backward = sum(forward[lowest:]) + head
-    again = sum(forward) if plan.recipe.gradient_checkpointing else 0
-    return sum(forward) + head + backward + weights + again
+    return forward
 
 
 def lowest_layer(anatomy: Anatomy, plan: AdapterPlan) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
-from autopeft.records import AdapterPlan, TrialRecord
+from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
 _PLACEHOLDER = "path/to/the/adapter"
@@ -42,11 +42,10 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
         arguments.append(f"num_labels={len(labels)}")
         arguments.append("ignore_mismatched_sizes=True")  # the checkpoint may have another head, which is not used
     cuda = any(r.measurement and r.measurement.memory_kind.startswith("cuda") for r in context.complete)
-    # As it was judged: a quantised base computes in fp32 on a CPU, in bf16 on a GPU.
-    dtype = "bfloat16" if plan.bits == 16 or (quantised and cuda) else "float32"
+    dtype = _dtype(plan.base, cuda=cuda)
     arguments.append(f"dtype=torch.{dtype}")
     if quantised:
-        arguments.append(f"quantization_config={_quantised(plan.bits, dtype)}")
+        arguments.append(f"quantization_config={_quantised(plan.base, dtype)}")
     imports = ["AutoTokenizer", auto, *(["BitsAndBytesConfig"] if quantised else [])]
     lines = [
         "import torch",
@@ -71,13 +70,22 @@ _PLAIN_KERNEL = (
 )
 
 
-def _quantised(bits: int, dtype: str) -> str:
+def _dtype(base: BaseFormat, *, cuda: bool) -> str:
+    """Give what the base was judged in: of itself, a quantised one computes in fp32 on a CPU, in bf16 on a GPU."""
+    if base.bits == 32:
+        return "float32"
+    if base.compute_dtype != "auto":
+        return base.compute_dtype
+    return "float32" if base.bits in (4, 8) and not cuda else "bfloat16"
+
+
+def _quantised(base: BaseFormat, dtype: str) -> str:
     fields = ["load_in_8bit=True"]
-    if bits == 4:
+    if base.bits == 4:
         fields = [
             "load_in_4bit=True",
-            'bnb_4bit_quant_type="nf4"',
-            "bnb_4bit_use_double_quant=True",
+            f'bnb_4bit_quant_type="{base.quant_type}"',
+            f"bnb_4bit_use_double_quant={base.double_quant}",
             f"bnb_4bit_compute_dtype=torch.{dtype}",
         ]
     fields.append(f"llm_int8_skip_modules={list(UNQUANTISED)}")  # a task head stays whole, at 4 bits too

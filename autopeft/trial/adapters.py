@@ -68,11 +68,17 @@ class Resident:
         """
         adapted = attached(self.model, plan, task=task, head=head, base=base)
         check_realised(adapted, plan, head_params=sum(head.values()))
+        if plan.recipe.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.
+            self.model.disable_input_require_grads()
         return adapted
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
         self._unwrap()
+        if self.model.is_gradient_checkpointing:
+            self.model.activation_checkpointing_disable()
         for module in self.model.modules():
             hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
             for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
@@ -149,7 +155,7 @@ def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
     except (OSError, ValueError) as error:
         raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error})") from None
     source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-    base = load_base(source, bits=about["bits"], device=device, seed=about["head_seed"])
+    base = load_base(source, AdapterPlan.from_dict(about["plan"]).base, device=device, seed=about["head_seed"])
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
@@ -157,7 +163,7 @@ def save_adapter(adapted: PeftModel, folder: Path, *, about: Mapping[str, Any]) 
     """Save the adapter so that `PeftModel.from_pretrained` loads it; returns the bytes written.
 
     Args:
-        about: What `load_adapter` has to know: the source's fields, the bits, the seed of the head.
+        about: What `load_adapter` has to know: the source's fields, the plan, the seed of the head.
     """
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -18,7 +18,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
-from autopeft.errors import SourceError
+from autopeft.errors import RequestError, SourceError
+from autopeft.records import BaseFormat
+from autopeft.trial.memory import ran_out_of_memory
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -131,6 +133,26 @@ def position_limit(path: str) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> None:
+    """Make sure that a model can be trained in the ways that are asked for.
+
+    Raises:
+        RequestError: If it cannot, as far as its class tells.
+        SourceError: If it cannot be read.
+    """
+    found = AUTO_CLASSES[source.task]._model_mapping[type(load_config(source))]
+    kind = found[0] if isinstance(found, tuple) else found
+    faults = []
+    if packed and "position_ids" not in inspect.signature(kind.forward).parameters:
+        faults.append(
+            f"packing: {kind.__name__} takes no position_ids, so texts in a row would see each other; drop it"
+        )
+    if checkpointed and not kind.supports_gradient_checkpointing:
+        faults.append(f"gradient_checkpointing: {kind.__name__} has none; drop it")
+    if faults:
+        raise RequestError(*faults)
+
+
 def read_anatomy(source: ModelSource) -> Anatomy:
     """Read what a model is made of: built on the meta device, so no weight is loaded.
 
@@ -216,27 +238,42 @@ def _prompt_shape(model: Any) -> PromptShape:
     return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
 
 
-def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> Any:
-    """Load the frozen base at a bit-width: 32 and 16 are fp32 and bf16, 8 is LLM.int8, 4 is nf4 twice quantised.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def dtype_of(base: BaseFormat, device: str) -> torch.dtype:
+    """Give what a base computes in, and holds the weights in that are not quantised."""
+    if base.bits == 32:
+        return torch.float32
+    if base.compute_dtype != "auto":
+        return DTYPES[base.compute_dtype]
+    return torch.float32 if base.bits in (4, 8) and device == "cpu" else torch.bfloat16
+
+
+def load_base(source: ModelSource, base: BaseFormat, *, device: str, seed: int = 0) -> Any:
+    """Load the frozen base in a format.
 
     A new task head is drawn from `seed`, so that it is the same in every worker.
 
     Raises:
         SourceError: If the weights cannot be read.
+        MemoryError, torch.OutOfMemoryError: If they do not fit.
     """
     config = load_config(source)
-    dtype = torch.float32 if bits == 32 or (device == "cpu" and bits != 16) else torch.bfloat16
+    dtype = dtype_of(base, device)
     # A checkpoint that was made for other classes has a head of another size; its place takes a new one.
     other_head = source.task == "text-classification"
     options: dict[str, Any] = {"dtype": dtype, "config": config, "ignore_mismatched_sizes": other_head}
-    if bits in (4, 8):
-        options |= {"quantization_config": quantization(bits, dtype, source), "device_map": {"": device}}
+    if base.bits in (4, 8):
+        options |= {"quantization_config": quantization(base, dtype), "device_map": {"": device}}
     torch.manual_seed(seed)
     try:
         model = AUTO_CLASSES[source.task].from_pretrained(source.path, **options)
     except (OSError, ValueError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise SourceError(_unreadable(source.path, error)) from error
-    if bits not in (4, 8):
+    if base.bits not in (4, 8):
         model.to(device)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks weights in eval mode and never back: wrong gradients after.
@@ -247,15 +284,15 @@ def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> 
     return model.eval()
 
 
-def quantization(bits: int, compute_dtype: torch.dtype, source: ModelSource) -> Any:
+def quantization(base: BaseFormat, compute_dtype: torch.dtype) -> Any:
     """Give the bitsandbytes configuration of a 4- or 8-bit base; a task head stays unquantised."""
     keep = list(UNQUANTISED)
-    if bits == 8:
+    if base.bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=base.quant_type,
+        bnb_4bit_use_double_quant=base.double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=keep,
     )

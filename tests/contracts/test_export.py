@@ -17,7 +17,7 @@ import autopeft
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.records import RunInfo, TrialRecord
+from autopeft.records import BaseFormat, RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code
 from autopeft.space import settings_of
@@ -148,7 +148,7 @@ def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
 
     def head(seed):
         torch.manual_seed(12345 + seed)  # whatever happened before
-        model = load_base(source, bits=bits, device="cpu", seed=seed)
+        model = load_base(source, BaseFormat(bits), device="cpu", seed=seed)
         return torch.cat([p.float().flatten() for n, p in model.named_parameters() if n.split(".")[0] in anatomy.head])
 
     assert torch.equal(head(0), head(0))

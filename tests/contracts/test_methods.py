@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 
 from autopeft.methods import METHODS
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
 from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
@@ -165,7 +165,7 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
 def test_dora_on_a_base_of_8_bits_is_refused_and_does_break_the_base(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
     assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
-    resident = Resident(load_base(source_of("bert", bert.task), bits=8, device="cpu"))
+    resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(8), device="cpu"))
     before = checksum(resident.model)
     adapted = resident.attach(plan_of(candidate, bert), task=bert.task, head=bert.head)
     train_step(adapted, bert.task)
@@ -213,7 +213,7 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     AUTO_CLASSES[task].from_config(config).save_pretrained(tmp_path)
     source = ModelSource(str(tmp_path), task, LABELS if task == "text-classification" else ())
     anatomy = read_anatomy(source)
-    resident = Resident(load_base(source, bits=32, device="cpu"))
+    resident = Resident(load_base(source, BaseFormat(32), device="cpu"))
     before = checksum(resident.model)
     batch = batch_of(task)
     if task == "text-classification":  # an encoder-decoder's classifier looks for the end of the text
