@@ -26,20 +26,21 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
-from transformers import BertConfig, LlamaConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 
+from autopeft.anatomy import Task
 from autopeft.problem import Problem, bind_space
-from autopeft.records import Scalar
+from autopeft.records import Recipe, Scalar
 from autopeft.space import Choices, Domain, Ordinal
 from autopeft.space_file import load_space
 from autopeft.trial.model import ModelSource, load_config, read_anatomy
-from autopeft.trial.prediction import MemoryModel, TrainingSetup, trace_peak
+from autopeft.trial.prediction import MemoryPredictor, TrainingSetup, trace_peak
 
 LENGTH = 702
 """Tokens of the longest batch. It is not published (the texts are cut at 768); see `--scan` and the report."""
@@ -61,21 +62,6 @@ NEEDS_DATA = frozenset(["eva", "corda", "loftq", "lora_ga"])
 """Starts of LoRA that read data or weights; trained as any other."""
 
 
-def llama_3b() -> Any:
-    """Give the shape of Llama-3.2-3B."""
-    return LlamaConfig(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    )
-
-
 def published_setup(name: str, length: int) -> TrainingSetup:
     """Give the training loop of the comparison (its run.py and training_params.json).
 
@@ -86,7 +72,7 @@ def published_setup(name: str, length: int) -> TrainingSetup:
         batch_size=2 if "batch_size-2" in name else 4,
         length=length,
         autocast=False,
-        optimizer="adamw",
+        optimizer="adamw_foreach",
         use_cache=True,
         keeps_output=True,
         empties_cache=True,
@@ -127,7 +113,7 @@ def predict_run(run: dict[str, Any], length: int) -> Row:
     start = time.monotonic()
     try:
         trace = trace_peak(
-            llama_3b(),
+            LlamaConfig(**LLAMA_3B),
             published_adapter(run["cfg"]),
             published_setup(run["name"], length),
         )
@@ -177,13 +163,22 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only runs whose name holds this")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     parser.add_argument("--plot", type=Path, help="where to write a plot (SVG)")
-    parser.add_argument("--shape", choices=("llama-1b", "bert-base"), default="llama-1b", help="without runs: a model")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="llama-1b", help="without runs: a model")
+    parser.add_argument("--batch-size", type=int, default=8, help="without runs: rows of a batch")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="without runs")
+    parser.add_argument("--optimizer", default="adamw", help="without runs: a name of a recipe's optimiser")
     parser.add_argument("--candidates", type=int, default=60, help="without runs: how many to compare")
     parser.add_argument("--seed", type=int, default=0, help="without runs: of the candidates")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.runs is None:
-        answers = compare_model(options.shape, options.candidates, options.seed)
+        recipe = Recipe(
+            1e-3,
+            batch_size=options.batch_size,
+            gradient_checkpointing=options.gradient_checkpointing,
+            optimizer=options.optimizer,
+        )
+        answers = compare_model(options.shape, options.candidates, options.seed, recipe)
         print(summarize_model(answers))
         if options.csv:
             write_csv(answers, options.csv)
@@ -219,30 +214,46 @@ class Answer:
     predicted: int
     traced: int
     error: float
-    batch_16gib: int
     milliseconds: float
     trace_seconds: float
     calibration_traces: int
+    calibration_seconds: float
 
 
-def shape_of(name: str) -> tuple[Any, str, TrainingSetup]:
-    """Give a model's shape, its task, and a batch."""
-    if name == "bert-base":
-        return BertConfig(), "text-classification", TrainingSetup(batch_size=32, length=128)
-    small = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "head_dim": 64}
-    config = LlamaConfig(**{**llama_3b().to_dict(), **small, "dtype": "bfloat16"})
-    return config, "causal-lm", TrainingSetup(batch_size=8, length=256)
+LLAMA_3B = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "dtype": "bfloat16",
+}
+LLAMA_1B = {**LLAMA_3B, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "head_dim": 64}
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+SHAPES: dict[str, tuple[Callable[[], Any], Task, int]] = {
+    "llama-3b": (lambda: LlamaConfig(**LLAMA_3B), "causal-lm", 512),
+    "llama-1b": (lambda: LlamaConfig(**LLAMA_1B), "causal-lm", 256),
+    "gpt2": (lambda: GPT2Config(pad_token_id=0), "causal-lm", 256),
+    "bert-base": (BertConfig, "text-classification", 128),
+    "minilm": (lambda: BertConfig(**MINILM), "text-classification", 64),
+    "t5-small": (lambda: T5Config(decoder_start_token_id=0), "text-classification", 128),
+}
+"""A model's shape, its task, and the tokens of a batch."""
 
 
-def compare_model(name: str, count: int, seed: int) -> list[Answer]:
+def compare_model(name: str, count: int, seed: int, recipe: Recipe) -> list[Answer]:
     """Compare the fast model with traces on random candidates of the default space, at all bits."""
-    config, task, setup = shape_of(name)
+    make, task, length = SHAPES[name]
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
+        make().save_pretrained(folder)
         source = ModelSource(folder, task, ("a", "b") if task == "text-classification" else ())
         anatomy, config = read_anatomy(source), load_config(source)
-    problem = Problem(bind_space(load_space("default"), anatomy, cuda=True), (), anatomy)
-    model = MemoryModel(config, anatomy, setup, task=task)
+    problem = Problem(bind_space(load_space("default"), anatomy, cuda=True), (), anatomy, recipe=recipe)
+    predictor = MemoryPredictor(config, anatomy, length=length)
     draw = random.Random(seed)
     answers: list[Answer] = []
     while len(answers) < count:
@@ -250,12 +261,14 @@ def compare_model(name: str, count: int, seed: int) -> list[Answer]:
         plan = problem.plan(candidate)
         if problem.refusal(candidate) or plan is None:
             continue
-        before = model.traces
-        model.calibrate([plan])
+        before, start = predictor.traces, time.perf_counter()
+        predictor.calibrate([plan])
+        calibration = time.perf_counter() - start
+        traces = predictor.traces - before
         start = time.perf_counter()
-        predicted = model.predict(plan)
+        predicted = predictor.peak(plan)
         milliseconds = 1000 * (time.perf_counter() - start)
-        trace = trace_peak(config, plan, dataclasses.replace(setup, bits=plan.bits), task=task)
+        trace = predictor.trace(plan)
         gc.collect()
         answers.append(
             answer := Answer(
@@ -264,10 +277,10 @@ def compare_model(name: str, count: int, seed: int) -> list[Answer]:
                 predicted,
                 trace.peak_bytes,
                 round(predicted / trace.peak_bytes - 1, 5),
-                model.largest_batch(plan, 16 * 2**30),
                 round(milliseconds, 3),
                 round(trace.seconds, 2),
-                model.traces - before,
+                traces,
+                round(calibration, 2),
             )
         )
         print(f"{answer.method:14} {answer.bits:2} bits  {predicted / 2**30:6.2f} GiB  {answer.error:+.4f}", flush=True)
@@ -288,11 +301,13 @@ def summarize_model(answers: Sequence[Answer]) -> str:
         errors = [abs(answer.error) for answer in answers if answer.method == method]
         lines.append(f"{method:14} {len(errors):3}  median {statistics.median(errors):.4f}  largest {max(errors):.4f}")
     errors = [abs(answer.error) for answer in answers]
+    calibrated = [answer for answer in answers if answer.calibration_traces]
+    seconds = statistics.median(answer.calibration_seconds for answer in calibrated)
     quick = statistics.median(answer.milliseconds for answer in answers)
     traces = sum(answer.calibration_traces for answer in answers)
     lines.append(
         f"{'all':14} {len(errors):3}  median {statistics.median(errors):.4f}  largest {max(errors):.4f}; "
-        f"an answer takes {quick:.2f} ms, {traces} traces calibrated them"
+        f"an answer takes {quick:.2f} ms; {traces} traces for {len(calibrated)} of them, {seconds:.1f} s each time"
     )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, VeraConf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.records import BaseFormat
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import AUTO_CLASSES, tensors_of
 from autopeft.trial.prediction import TrainingSetup, trace_peak
@@ -23,6 +24,7 @@ from autopeft.trial.prediction.quantized import fake_weights, weight_bytes
 from tests.families import CONFIGS, LABELS, batch_of
 
 ROWS, LENGTH = 4, 12
+HALF, FULL = BaseFormat(16), BaseFormat(32)
 TARGETS = {"llama": ["q_proj", "down_proj"], "bert": ["query"], "gpt2": ["c_attn"], "t5": ["q", "wo"]}
 HEADS = {"llama": ["score"], "bert": ["classifier"], "gpt2": ["score"], "t5": ["classification_head"]}
 ADAPTERS = {
@@ -83,7 +85,7 @@ def real_peak(family: str, task: str, adapter: PeftConfig, *, half: bool, checkp
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_trace_equals_a_real_step_on_cpu_to_the_byte(family: str, task: str, name: str, half: bool) -> None:
     adapter = adapter_of(name, family, task)
-    setup = TrainingSetup(ROWS, LENGTH, bits=16 if half else 32, device="cpu")
+    setup = TrainingSetup(ROWS, LENGTH, base=HALF if half else FULL, device="cpu")
     traced = trace_peak(config_of(family), copy.deepcopy(adapter), setup, task=task)
     assert traced.peak_bytes == real_peak(family, task, adapter, half=half)
 
@@ -91,7 +93,7 @@ def test_trace_equals_a_real_step_on_cpu_to_the_byte(family: str, task: str, nam
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_trace_equals_a_real_step_with_gradient_checkpointing(half: bool) -> None:
     adapter = adapter_of("lora", "llama", "causal-lm")
-    setup = TrainingSetup(ROWS, LENGTH, bits=16 if half else 32, device="cpu", gradient_checkpointing=True)
+    setup = TrainingSetup(ROWS, LENGTH, base=HALF if half else FULL, device="cpu", gradient_checkpointing=True)
     traced = trace_peak(config_of("llama"), copy.deepcopy(adapter), setup)
     assert traced.peak_bytes == real_peak("llama", "causal-lm", adapter, half=half, checkpointing=True)
 
@@ -102,7 +104,7 @@ def test_static_bytes_are_those_counted_by_hand() -> None:
     base = 2 * 128 * 64 + 3 * layer + 64
     rotary = 2 * 8  # the frequencies, and a copy of them; in fp32 whatever the weights are
     adapter = 3 * (4 * (64 + 64) + 4 * (112 + 64))
-    trace = trace_peak(config, adapter_of("lora", "llama", "causal-lm"), TrainingSetup(2, 8, bits=16, device="cpu"))
+    trace = trace_peak(config, adapter_of("lora", "llama", "causal-lm"), TrainingSetup(2, 8, device="cpu"))
     assert trace.base_bytes == 2 * base + 4 * rotary
     assert trace.adapter_bytes == 4 * adapter
     assert trace.state_bytes == 8 * adapter + 4 * 12  # two moments, and a step count for each of 12 tensors
@@ -178,8 +180,8 @@ def _bytes(module: nn.Module) -> dict[str, int]:
 def test_a_quantised_base_is_smaller_and_trains_what_is_trained(bits: int) -> None:
     adapter = adapter_of("dora", "llama", "causal-lm")
     full, small = (
-        trace_peak(config_of("llama"), copy.deepcopy(adapter), TrainingSetup(ROWS, LENGTH, bits=b, device="cpu"))
-        for b in (16, bits)
+        trace_peak(config_of("llama"), copy.deepcopy(adapter), TrainingSetup(ROWS, LENGTH, base=base, device="cpu"))
+        for base in (HALF, BaseFormat(bits, compute_dtype="bfloat16"))
     )
     linears = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 112), (64, 112), (112, 64)] * 3
     saved = sum(2 * i * o - weight_bytes(i, o, bits=bits) for i, o in linears) - (16 + 256) * 4 * (bits == 4)
@@ -202,7 +204,7 @@ def test_methods_that_need_numbers_are_traced() -> None:
     for adapter in adapters:
         real = get_peft_model(transformers.AutoModelForCausalLM.from_config(config_of("llama")), copy.deepcopy(adapter))
         trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
-        trace = trace_peak(config_of("llama"), adapter, TrainingSetup(2, 8, bits=32, device="cpu"))
+        trace = trace_peak(config_of("llama"), adapter, TrainingSetup(2, 8, base=FULL, device="cpu"))
         assert trace.trained_params == trained, adapter.peft_type
         assert trace.step.gradients == 4 * trained, adapter.peft_type
 
@@ -217,7 +219,7 @@ def test_a_prefix_lengthens_keys_and_values() -> None:
 
 def test_optimisers_keep_what_they_say() -> None:
     kept = {
-        name: trace_peak(config_of("llama"), None, TrainingSetup(2, 8, bits=32, optimizer=name, device="cpu"))
+        name: trace_peak(config_of("llama"), None, TrainingSetup(2, 8, base=FULL, optimizer=name, device="cpu"))
         for name in ("adamw", "adamw_8bit", "adafactor", "sgd")
     }
     params = kept["sgd"].trained_params
@@ -290,7 +292,7 @@ def test_nothing_is_left_behind_and_other_threads_see_nothing() -> None:
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-    trace_peak(config_of("llama"), adapter_of("dora", "llama", "causal-lm"), TrainingSetup(2, 8, bits=4))
+    trace_peak(config_of("llama"), adapter_of("dora", "llama", "causal-lm"), TrainingSetup(2, 8, base=BaseFormat(4)))
     with pytest.raises(ValueError, match="not found in the base model"):
         trace_peak(config_of("llama"), LoraConfig(target_modules=["nothing"]), TrainingSetup(2, 8))
     assert seen == [torch.Tensor, torch.float64, torch.float32]

@@ -140,7 +140,7 @@ class Calibration:
             except NewError:
                 continue
             samples["missing"].append((first, rows, {"missing": whole - size}))
-        self._fits["missing"] = Fit.to(samples["missing"])
+        self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
         self._shares.clear()
 
     def _read(
@@ -157,7 +157,7 @@ class Calibration:
             features = self._features(i, adapted, wide)
             if i == begin:
                 # It may have a part of a graph only, and nothing below has saved its input.
-                lowest_layers.append((features, self._first(plan, adapted), rows, layer.saved))
+                lowest_layers.append((features, self._first(plan, adapted, rows), rows, layer.saved))
             else:
                 base = step.before + held
                 quantities = {"kept": layer.kept, "saved": layer.saved, "left": layer.left}
@@ -198,7 +198,7 @@ class Calibration:
             most = max(most, held + share.forward)
             held += share.saved
             if i == begin:
-                held -= self._one("missing", self._first(plan, adapted), rows)
+                held -= self._one("missing", self._first(plan, adapted, rows), rows)
             most = max(most, held + above + share.backward)
         most = max(most, held + self._one("loss", _constant(wide), rows))
         return round(static + max(waiting + most, optimizer))
@@ -210,12 +210,12 @@ class Calibration:
         """Give the lowest layer that has a graph."""
         return min(self.sites.whole_from(plan), *self.sites.adapted(plan), self.sites.count)
 
-    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted]) -> Features:
-        """Tell where the graph of the lowest layer begins."""
+    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: int) -> Features:
+        """Tell where the graph of the lowest layer begins; what it does not save is activations, so many a row."""
         begin = self._begin(plan)
         if self.sites.whole_from(plan) <= begin or begin not in adapted:
-            return {"whole": 1.0, **prompt_of(plan)}
-        return {self.sites.first(adapted[begin]): 1.0}
+            return {name: size * rows for name, size in {"whole": 1.0, **prompt_of(plan)}.items()}
+        return {self.sites.first(adapted[begin]): float(rows)}
 
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
         return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
@@ -240,18 +240,17 @@ while the last part of a batch runs, and what the optimiser holds."""
 
 
 def _aligned(samples: Sequence[Sample]) -> list[Sample]:
-    """Give every sample all quantities: a part that a layer has not, as a method has its own way to compute a module,
-    is in the next that it has."""
+    """Give every sample all quantities: where a module has no adapter, what its parts would hold is what it holds."""
     names = list(dict.fromkeys(name for _, _, sizes in samples for name in sizes))
-    aligned: list[Sample] = []
-    for features, rows, sizes in samples:
-        filled: dict[str, float] = {}
-        following: dict[str, float] = {}
-        for name in reversed(names):
-            phase = name.partition(" ")[0]
-            following[phase] = filled[name] = sizes.get(name, following.get(phase, 0.0))
-        aligned.append((features, rows, {name: filled[name] for name in names}))
-    return aligned
+    return [(features, rows, {name: _nearest(name, sizes) for name in names}) for features, rows, sizes in samples]
+
+
+def _nearest(name: str, sizes: Mapping[str, float]) -> float:
+    """Give what is known of a part of a pass, or of the module that it is in, or of the pass's end."""
+    phase, _, part = name.partition(" ")
+    while f"{phase} {part}" not in sizes and part:
+        part = part.rpartition(".")[0]
+    return sizes.get(f"{phase} {part}" if " " in name else name, 0.0)
 
 
 def _entry(begin: int, wide: Features) -> Features:

@@ -28,7 +28,8 @@ class MemoryPredictor:
 
     A structure (method, bits, optimiser, and settings other than places and sizes) is calibrated when it is first asked
     for, by 4 to 20 traces of one step; after that an answer takes well under a millisecond. Where it is not known how
-    to vary a method, its plans are traced as they come, until a plan has nothing new in it.
+    to vary a method, its plans are traced as they come, until a plan has nothing new in it. Full fine-tuning, and
+    everything on a model with an encoder and a decoder, is always traced.
 
     Args:
         length: Tokens of the longest batch, where a plan's recipe does not say.
@@ -74,7 +75,8 @@ class MemoryPredictor:
         """Give the peak of allocated memory in bytes, as the trace of two steps would."""
         rows = self.setup(plan, rows=rows).batch_size
         key = structure_of(plan)
-        if not plan.sizes and not prompt_of(plan):  # full fine-tuning: there is nothing to place
+        # Full fine-tuning has nothing to place, and an encoder and a decoder do not add up layer by layer.
+        if len(set(self._sites.stacks)) > 1 or not (plan.sizes or prompt_of(plan)):
             return self.trace(plan, rows=rows).peak_bytes
         if key not in self._known:
             self._known[key] = self._calibrated(plan)

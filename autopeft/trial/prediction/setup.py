@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from autopeft.records import AdapterPlan
+from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.trial.model import dtype_of
 from autopeft.trial.prediction.allocator import BLOCK_BYTES
 from autopeft.trial.prediction.kernels import Device
 from autopeft.trial.train import CLIP_NORM
+
+HALF = BaseFormat(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,64 +21,57 @@ class TrainingSetup:
 
     Attributes:
         batch_size, length: Rows of a forward pass, and tokens of each.
-        bits: Of a base weight: 32 and 16 are fp32 and `dtype`, 8 is LLM.int8(), 4 is a type of bitsandbytes.
-        dtype: The type of what is not quantised in a base of 16 bits and less, and what autocast computes in.
+        base: How the base is held.
         autocast: Whether a base of half precision trains under autocast, with what is trained in fp32.
         optimizer: A name in OPTIMIZERS.
         accumulates: Whether a step has several forward and backward passes, whose gradients add up.
+        packed: Whether short texts share a row.
         padded: Whether a batch has rows of different lengths, so that attention needs a mask.
         use_cache: Whether the model fills a cache of keys and values, as transformers does unless told otherwise.
         keeps_output: Whether the loop holds a forward pass's output until the next one's.
         empties_cache: Whether the allocator's cache is emptied before the step that is reported.
         earlier_length: Tokens of the batches before that step; None for as many as in it.
-        quant_type, double_quant: The kind of 4 bits.
         clip_norm: Norm to which gradients are clipped; 0 for none.
         device: Whose kernels are counted, and whose allocator.
     """
 
     batch_size: int
     length: int
-    bits: int = 16
-    dtype: str = "bfloat16"
+    base: BaseFormat = HALF
     autocast: bool = True
     optimizer: str = "adamw"
     accumulates: bool = False
     gradient_checkpointing: bool = False
+    packed: bool = False
     padded: bool = True
     use_cache: bool = False
     keeps_output: bool = False
     empties_cache: bool = False
     earlier_length: int | None = None
-    quant_type: str = "nf4"
-    double_quant: bool = True
     clip_norm: float = CLIP_NORM
     device: Device = "cuda"
 
     @classmethod
     def of(cls, plan: AdapterPlan, *, length: int, device: Device, padded: bool = True) -> TrainingSetup:
         """Give how autopeft trains a plan; `length` holds where its recipe says none."""
-        recipe, base = plan.recipe, plan.base
+        recipe = plan.recipe
         parts = recipe.gradient_accumulation_steps
-        auto = "bfloat16" if device == "cuda" or base.bits == 16 else "float32"
         return cls(
             batch_size=-(-recipe.batch_size // parts),
             length=recipe.max_length or length,
-            bits=base.bits,
-            dtype=auto if base.compute_dtype == "auto" else base.compute_dtype,
+            base=plan.base,
             optimizer=recipe.optimizer,
             accumulates=parts > 1,
             gradient_checkpointing=recipe.gradient_checkpointing,
+            packed=recipe.packing,
             padded=padded,
-            quant_type=base.quant_type,
-            double_quant=base.double_quant,
             device=device,
         )
 
     @property
     def base_dtype(self) -> torch.dtype:
         """The type of base weights that are not quantised."""
-        dtype: torch.dtype = getattr(torch, "float32" if self.bits == 32 else self.dtype)
-        return dtype
+        return dtype_of(self.base, self.device)
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

@@ -39,7 +39,8 @@ def structure_of(plan: AdapterPlan) -> tuple[Any, ...]:
         if name not in _SPREAD and not name.endswith("_pattern")
     ]
     recipe = plan.recipe
-    loop = recipe.gradient_accumulation_steps > 1, recipe.gradient_checkpointing, recipe.optimizer, recipe.max_length
+    accumulates = recipe.gradient_accumulation_steps > 1
+    loop = accumulates, recipe.gradient_checkpointing, recipe.optimizer, recipe.max_length, recipe.packing
     return plan.base, loop, tuple(sorted(kept))
 
 

@@ -22,7 +22,7 @@ from autopeft.anatomy import Task
 from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
 from autopeft.trial.adapters import attached
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, _head, quantization, tensors_of
+from autopeft.trial.model import AUTO_CLASSES, _head, quantization, tensors_of
 from autopeft.trial.prediction.allocator import EMPTY_CACHE, CachingAllocator, replay
 from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import DeviceKernels
@@ -161,18 +161,10 @@ def _build_base(model_config: Any, setup: TrainingSetup, task: Task) -> Any:
         raise SourceError(f"model: a {model_config.model_type} has no {task} form in transformers")
     with torch.device("meta"):
         model = auto.from_config(model_config, dtype=setup.base_dtype)
-    if setup.bits in (4, 8):
-        place_quantized(model, _quantization(setup, task))
+    if setup.base.bits in (4, 8):
+        place_quantized(model, quantization(setup.base, setup.base_dtype))
     model.config.use_cache = setup.use_cache
     return model
-
-
-def _quantization(setup: TrainingSetup, task: Task) -> Any:
-    config = quantization(setup.bits, setup.base_dtype, ModelSource("", task))
-    if setup.bits == 4:
-        config.bnb_4bit_quant_type = setup.quant_type
-        config.bnb_4bit_use_double_quant = setup.double_quant
-    return config
 
 
 def _attach(model: Any, adapter: AdapterPlan | PeftConfig | None, task: Task) -> Any:
@@ -205,7 +197,9 @@ def _make_trainable(adapted: nn.Module, setup: TrainingSetup) -> list[nn.Paramet
 def _batch(setup: TrainingSetup, length: int, task: Task) -> Mapping[str, torch.Tensor]:
     ids = torch.empty(setup.batch_size, length, dtype=torch.int64)
     batch = {"input_ids": ids}
-    if setup.padded:
+    if setup.packed:
+        batch["position_ids"] = torch.empty_like(ids)
+    elif setup.padded:
         batch["attention_mask"] = torch.empty_like(ids)
     rows = (setup.batch_size,) if task == "text-classification" else ids.shape
     return {**batch, "labels": torch.empty(rows, dtype=torch.int64)}
