@@ -37,8 +37,3 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
         if needed <= MOST:
             margin = max(margin, needed)
     return margin
-
-
-def too_much_memory(predicted_bytes: int, *, margin: float, limit_bytes: int | None) -> bool:
-    """Tell whether a training is refused for the memory that it is predicted to need; never without a prediction."""
-    return limit_bytes is not None and predicted_bytes > 0 and predicted_bytes * margin > limit_bytes
