@@ -5,7 +5,6 @@ It is computed from the records alone, so a run that goes on knows what it had l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from autopeft.records import TrialRecord
@@ -29,7 +28,7 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
         if predicted <= 0:
             continue
         if record.exhausted_bytes:
-            needed = math.nextafter(limit_bytes / predicted, math.inf)
+            needed = (limit_bytes + 1) / predicted
         elif record.measurement is not None:
             needed = record.measurement.memory_bytes / predicted
         else:

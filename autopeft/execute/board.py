@@ -15,7 +15,6 @@ from typing import Any
 from autopeft.errors import AutopeftError
 from autopeft.records import Outcome, WorkUnit
 
-
 _RAY_KILLED = "running low on memory"
 """What Ray says of a worker that its own watch over the machine's memory killed."""
 
@@ -157,7 +156,7 @@ class Board:
             self._changed.notify_all()
 
     def _was_starved(self, error: str) -> bool:
-        """Tell whether a worker was killed for want of memory, by Ray or by the kernel; each kill explains one death."""
+        """Tell whether Ray or the kernel killed a worker for want of memory; each kill explains one death."""
         if _RAY_KILLED in error:
             return True
         if self._count_kills() > self._kills:
