@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from autopeft.errors import AutopeftError, DamagedRunError
+from autopeft.margin import safety_margin
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
@@ -72,7 +73,9 @@ class Study:
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-        feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._feasible = feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._known = {record.number: record for record in records}
+        self._learn()
         with _told_of(url):
             self._storage = _connect(url)
             self._study = _open(self._storage, name, problem, feasible)
@@ -110,6 +113,13 @@ class Study:
         """Tell the result of a trial; telling it twice changes nothing."""
         state, values = _told(record, self._problem)
         self._study.tell(record.number, values, state=state, skip_if_finished=True)
+        self._known[record.number] = record
+        self._learn()
+
+    def _learn(self) -> None:
+        """Learn from all records so far how far predicted memory may be off."""
+        if (limit := self._problem.memory_limit_bytes) is not None:
+            self._feasible.margin = safety_margin(self._known.values(), limit_bytes=limit)
 
     def close(self) -> None:
         """Let go of the storage; of SQLite, one file is left that can be copied."""
@@ -152,7 +162,7 @@ class Study:
         known = {t.user_attrs.get(IDENTITY) for t in trials}
         for assignment in self._problem.space.start:
             candidate = self._problem.fit(self._problem.space.complete(assignment))
-            if candidate is None or self._problem.refusal(candidate):
+            if candidate is None or self._problem.refusal(candidate, margin=self._feasible.margin):
                 continue
             identity = self._problem.identity(candidate)
             if identity not in known:

@@ -56,9 +56,9 @@ def train(worker_on, monkeypatch):
         seen.append(logits_of(model, prepared.task))
         return original(model, prepared, *args, **kwargs)
 
-    def train(family, task, name, bits):
+    def train(family, task, name, bits, **form):
         worker, source, anatomy, run_dir = worker_on(family, task)
-        values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0}
+        values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0, **form}
         folder = f"adapters/{name}-{bits}"
         unit = make_unit(anatomy, values, adapter_dir=folder)
         method = METHODS[values["method"]]
@@ -155,15 +155,26 @@ def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
     assert not torch.equal(head(0), head(1))
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"bits": 32},
+        {"bits": 16},
+        {"bits": 16, "compute_dtype": "float16"},
+        {"bits": 8},
+        {"bits": 4},
+        {"bits": 4, "quant_type": "fp4", "double_quant": False, "compute_dtype": "bfloat16"},
+    ],
+    ids=lambda form: " ".join(map(str, form.values())),
+)
 @pytest.mark.parametrize(
     ("family", "task"),
     [("bert", "text-classification"), ("llama", "causal-lm"), ("t5", "seq2seq-lm"), ("bart", "seq2seq-lm")],
 )
-def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, bits, train):
-    logits, folder, source, measurement = train(family, task, "lora", bits)
+def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, form, train):
+    logits, folder, source, measurement = train(family, task, "lora", **form)
     anatomy = read_anatomy(source)
-    unit = make_unit(anatomy, {**CONFIGURATIONS["lora"], "bits": bits})
+    unit = make_unit(anatomy, {**CONFIGURATIONS["lora"], **form})
     record = TrialRecord(
         0, "complete", unit.candidate, 0, plan=unit.plan, measurement=measurement, values={"quality": 1.0}
     )
@@ -182,3 +193,5 @@ def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, 
     names: dict[str, object] = {}
     exec("\n".join(line for line in code.splitlines() if "AutoTokenizer.from" not in line), names)
     assert torch.equal(logits_of(names["model"], task), logits)
+    loaded = logits_of(autopeft.load(folder), task)
+    assert torch.equal(loaded, logits)
