@@ -42,6 +42,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: list[TrialRecord] = []
+        self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
 
@@ -90,6 +91,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         self._take_lock()
         self._records = self._read_records(repair=True)
+        self._with_adapter = {record.number for record in self._records}
         return self
 
     def __exit__(
@@ -135,6 +137,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         self._records.append(record)
+        self._with_adapter.add(record.number)
 
     def _read_records(self, *, repair: bool) -> list[TrialRecord]:
         """Read the records; a last line that a kill cut short is dropped, any other fault is damage."""
@@ -196,11 +199,11 @@ class RunDirectory:
 
     def keep_adapters(self, numbers: Iterable[int]) -> None:
         """Remove the adapters of recorded trials that are not among these."""
-        kept = {adapter_dir(n) for n in numbers}
-        for record in self._records:
-            folder = self.path / adapter_dir(record.number)
-            if adapter_dir(record.number) not in kept and folder.is_dir():
+        kept = set(numbers)
+        for number in self._with_adapter - kept:  # each is looked at once, not at every trial's end
+            if (folder := self.path / adapter_dir(number)).is_dir():
                 shutil.rmtree(folder)
+        self._with_adapter &= kept
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ("query", "key", "value", "output"),
     "all": ("query", "key", "value", "output", "gate", "up", "down"),
 }
+_ROW_CHARACTERS = 480
 _SAMPLE_SECONDS = 0.2
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -136,10 +137,19 @@ def write_data(subject: Subject, folder: Path) -> None:
         if subject.task == "text-classification":
             rows = [{"text": t, "label": label} for t, label in zip(split["text"], split["label"], strict=True)]
         else:
-            texts = split["text"]
-            rows = [{"text": "\n".join(texts[i : i + 4])} for i in range(0, len(texts) - 3, 4)]
+            rows = [{"text": text} for text in _long_texts(split["text"])]
         random.Random(SEED).shuffle(rows)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _long_texts(texts: Sequence[str]) -> Iterator[str]:
+    """Join texts until they surely fill a row; what is left at the end is dropped."""
+    joined = ""
+    for text in texts:
+        joined += text + "\n"
+        if len(joined) >= _ROW_CHARACTERS:
+            yield joined
+            joined = ""
 
 
 def configurations(count: int) -> list[dict[str, Any]]:
@@ -207,8 +217,9 @@ def prepare(subject: Subject, work: Path, *, steps: int, trials: int) -> str:
     held_out = data.validation.drop_columns([c for c in ("row", "answer_bytes") if c in data.validation.column_names])
     if "label" in held_out.column_names:
         held_out = held_out.rename_columns(["labels" if c == "label" else c for c in held_out.column_names])
-    elif len({len(ids) for ids in held_out["input_ids"].to_pylist()}) > 1:
-        raise AssertionError("the rows are not of one length")
+    else:
+        lengths = {len(row["input_ids"]) for row in [*rows, *held_out.select(["input_ids"]).to_pylist()]}
+        assert lengths == {subject.max_length}, f"rows of other lengths: {lengths}"
     datasets.Dataset(held_out).save_to_disk(work / "tokens" / "eval")
     setup = {
         "steps": steps,
