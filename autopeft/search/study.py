@@ -83,6 +83,7 @@ class Study:
                 optuna.delete_study(study_name=name, storage=self._storage)
                 stored = _open(self._storage, name, problem)
         self._study_id = stored._study_id
+        self._distributions = distributions(problem.space)
         self._reconcile(stored, records)
         self._memory = InMemoryStorage()
         self._study = optuna.create_study(
@@ -123,6 +124,7 @@ class Study:
         """Write a new trial down, whole or not at all: a driver that dies before it proposes the same again."""
         assert number == len(self._stored_ids), "trials are stored in the order of their numbers"
         trial = self._memory.get_trial(number)
+        trial.distributions = {name: self._distributions[name] for name in trial.params}  # not each trial's own
         self._stored_ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
 
     def tell(self, record: TrialRecord) -> None:
@@ -155,9 +157,8 @@ class Study:
             if trial.number in by_number and not trial.state.is_finished():
                 self._storage.set_trial_state_values(trial._trial_id, *_told(by_number[trial.number], self._problem))
         # A study that was lost, wholly or its last commits, is rebuilt; numbers stay what they were.
-        known = distributions(self._problem.space)
         for number in range(len(trials), max(by_number, default=-1) + 1):
-            stored.add_trial(_rebuilt(by_number.get(number), self._problem, known))
+            stored.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
 
     def _enqueue_start(self) -> None:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
