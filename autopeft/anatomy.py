@@ -37,13 +37,21 @@ _GATE = re.compile(r"(?!.*up).*gate.*|wi_0|w1", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear inside a layer. `layer` counts from 0 in forward order, encoder before decoder."""
+    """A linear inside a layer.
+
+    Attributes:
+        layer: Counts from 0 in forward order, encoder before decoder.
+        bias: Whether it adds a bias.
+        transposed: Whether its weight is stored (fan_in, fan_out), as that of GPT-2's Conv1D.
+    """
 
     name: str
     kind: str
     layer: int
     fan_in: int
     fan_out: int
+    bias: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,11 @@ Sources: Hu et al., arXiv:2106.09685; Kalajdzievski, arXiv:2312.03732 (rsLoRA); 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from typing import Any
 
 from autopeft.anatomy import Anatomy
-from autopeft.methods.method import Build, Method, Settings, chosen, is_amount, is_count, is_switch, number
+from autopeft.methods.linears import RANKS, RANKS_ALLOWED, RANKS_SPREAD, rank_fields, ranks_at, usual_and_other
+from autopeft.methods.method import Build, Method, Settings, is_amount, is_switch, number
 from autopeft.records import Scalar
 
 ALPHA_RULES = ("r", "2r")
@@ -48,30 +47,22 @@ def _is_alpha(value: Scalar) -> bool:
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place a rank on every linear that is on: the layer's `rank` times the kind's `share`, rounded, at least 1."""
     dora = bool(settings.get("dora", False))
-    shares = chosen(anatomy.linears, settings, "rank", "share")
-    ranks = {name: max(1, math.floor(share + 0.5)) for name, share in shares.items()}
+    ranks = ranks_at(settings, anatomy)
     shapes = {linear.name: (linear.fan_in, linear.fan_out) for linear in anatomy.linears}
     params = sum(trainable_params(*shapes[name], rank=rank, dora=dora) for name, rank in ranks.items())
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    alphas = {name: alpha_of(settings.get("alpha", "2r"), rank) for name, rank in ranks.items()}
-    usual_alpha = alpha_of(settings.get("alpha", "2r"), usual)
+    rule = settings.get("alpha", "2r")
+    alphas = {name: alpha_of(rule, rank) for name, rank in ranks.items()}
+    alpha, other_alphas = usual_and_other(alphas, alpha_of(rule, 1))
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "r": usual,
-        "lora_alpha": usual_alpha,
+        **rank_fields(ranks),
+        "lora_alpha": alpha,
+        "alpha_pattern": other_alphas,
         "lora_dropout": number(settings.get("dropout"), 0.0),
         "use_rslora": bool(settings.get("rslora", False)),
         "use_dora": dora,
-        "target_modules": list(ranks),
-        # Whole names, anchored: PEFT takes a key as a suffix and is silent about one that matches nothing.
-        "rank_pattern": {_exactly(name): rank for name, rank in ranks.items() if rank != usual},
-        "alpha_pattern": {_exactly(name): alpha for name, alpha in alphas.items() if alpha != usual_alpha},
     }
     return Build(ranks, params, config)
-
-
-def _exactly(name: str) -> str:
-    return f"^{re.escape(name)}$"
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
@@ -86,22 +77,20 @@ METHOD = Method(
     learning_rate=5e-4,
     learning_rate_source="Hu et al. 2021, table 9 (RoBERTa-base)",
     settings={
-        "rank": "rank of the product, a whole number",
-        "share": "share of the rank that a kind of module gets",
+        **RANKS,
         "alpha": "r, 2r, or alpha itself",
         "rslora": "scale by alpha / sqrt(r)",
         "dora": "train a magnitude beside the direction",
         "dropout": "dropout before the product",
     },
     allowed={
-        "rank": lambda value: value == 0 or is_count(value),
-        "share": is_amount,
+        **RANKS_ALLOWED,
         "alpha": _is_alpha,
         "rslora": is_switch,
         "dora": is_switch,
         "dropout": lambda value: is_amount(value) and float(value) < 1,
     },
     build=build,
-    spread={"rank": ("layers", "kinds"), "share": ("layers", "kinds")},
+    spread=RANKS_SPREAD,
     refuses=refuses,
 )

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,11 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             shapes.append((name, *shape))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
-    linears = describe_linears(shapes)
+    linears = tuple(
+        replace(linear, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
+        for linear in describe_linears(shapes)
+        if (module := model.get_submodule(linear.name))
+    )
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
     return Anatomy(
         model_type=config.model_type,
