@@ -1,6 +1,20 @@
 """The PEFT methods that a search can choose from: METHODS, one line each."""
 
-from autopeft.methods import ia3, ln_tuning, lora, prompts
+from autopeft.methods import (
+    beft,
+    boft,
+    c3a,
+    cartridge,
+    fourierft,
+    hra,
+    ia3,
+    ln_tuning,
+    lora,
+    oft,
+    prompts,
+    road,
+    waveft,
+)
 from autopeft.methods.method import Build, Method, Settings
 from autopeft.registry import Table
 
@@ -14,6 +28,15 @@ METHODS: Table[Method] = Table(
             prompts.PROMPT_TUNING,
             prompts.PREFIX_TUNING,
             prompts.P_TUNING,
+            oft.METHOD,
+            boft.METHOD,
+            hra.METHOD,
+            fourierft.METHOD,
+            waveft.METHOD,
+            c3a.METHOD,
+            road.METHOD,
+            beft.METHOD,
+            cartridge.METHOD,
         )
     }
 )
