@@ -1,11 +1,13 @@
 """The PEFT methods that a search can choose from: METHODS, one line each."""
 
 from autopeft.methods import (
+    adaption_prompt,
     beft,
     boft,
     c3a,
     cartridge,
     fourierft,
+    frod,
     hra,
     ia3,
     ln_tuning,
@@ -13,6 +15,7 @@ from autopeft.methods import (
     oft,
     prompts,
     road,
+    trainable_tokens,
     waveft,
 )
 from autopeft.methods.method import Build, Method, Settings
@@ -37,6 +40,9 @@ METHODS: Table[Method] = Table(
             road.METHOD,
             beft.METHOD,
             cartridge.METHOD,
+            adaption_prompt.METHOD,
+            trainable_tokens.METHOD,
+            frod.METHOD,
         )
     }
 )

@@ -10,17 +10,17 @@ import peft
 import pytest
 import torch
 import transformers
-from families import LABELS, PAIRS, batch_of
+from families import LABELS, PAIRS, TOKENS, batch_of
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 import autopeft
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
+from autopeft.problem import unfit
 from autopeft.records import RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code
-from autopeft.space import settings_of
 from autopeft.trial import worker as worker_module
 from autopeft.trial.model import load_base, read_anatomy
 
@@ -38,7 +38,7 @@ def worker_on(tmp_path_factory):
     @cache
     def worker(family, task):
         source = pretrained(family, task, tmp_path_factory.mktemp("model"))
-        anatomy = read_anatomy(source)
+        anatomy = read_anatomy(source).on_data(TOKENS)
         run_dir = make_run_dir(tmp_path_factory.mktemp("run"), task)
         return make_worker(run_dir, source, anatomy), source, anatomy, run_dir
 
@@ -60,9 +60,8 @@ def train(worker_on, monkeypatch):
         values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0}
         folder = f"adapters/{name}-{bits}"
         unit = make_unit(anatomy, values, adapter_dir=folder)
-        method = METHODS[values["method"]]
-        if method.refuses(settings_of(unit.candidate, method.name), bits, anatomy):
-            pytest.skip("refused")
+        if reason := unfit(unit.candidate, anatomy):
+            pytest.skip(reason)
         monkeypatch.setattr(worker_module, "evaluate", evaluate)
         measurement = worker.run(unit)
         return seen[-1], run_dir / folder, source, measurement
