@@ -1,6 +1,29 @@
 """The PEFT methods that a search can choose from: METHODS, one line each."""
 
-from autopeft.methods import ia3, ln_tuning, lora, prompts
+from autopeft.methods import (
+    adalora,
+    deft,
+    delora,
+    glora,
+    gralora,
+    hira,
+    ia3,
+    ln_tuning,
+    loha,
+    lokr,
+    lora,
+    miss,
+    osf,
+    peanut,
+    prompts,
+    randlora,
+    shira,
+    supertuning,
+    tinylora,
+    unilora,
+    vblora,
+    vera,
+)
 from autopeft.methods.method import Build, Method, Settings
 from autopeft.registry import Table
 
@@ -14,6 +37,25 @@ METHODS: Table[Method] = Table(
             prompts.PROMPT_TUNING,
             prompts.PREFIX_TUNING,
             prompts.P_TUNING,
+            adalora.METHOD,
+            loha.METHOD,
+            lokr.METHOD,
+            hira.METHOD,
+            delora.METHOD,
+            vera.VERA,
+            vera.PVERA,
+            randlora.METHOD,
+            gralora.METHOD,
+            shira.METHOD,
+            miss.METHOD,
+            osf.METHOD,
+            vblora.METHOD,
+            unilora.METHOD,
+            tinylora.METHOD,
+            peanut.METHOD,
+            glora.METHOD,
+            deft.METHOD,
+            supertuning.METHOD,
         )
     }
 )

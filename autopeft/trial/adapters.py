@@ -16,6 +16,7 @@ from torch import nn
 
 from autopeft.errors import SourceError, TrialError
 from autopeft.records import AdapterPlan
+from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.model import ModelSource, load_base
 
 # PEFT wraps norms like any module and says so each time; transformers deprecates a flag that PEFT still reads.
@@ -24,6 +25,9 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 ABOUT = "autopeft.json"
 """File beside the adapter that says on which base it goes."""
+
+_RANKS = ("r", "miss_r", "deft_r", "effective_rank")
+"""What PEFT's layers call the ranks of their adapters."""
 
 PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
@@ -62,6 +66,7 @@ class Resident:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
         adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
+        hold_ranks(adapted)
         check_realised(adapted, plan, head_params=sum(head.values()))
         return adapted
 
@@ -109,8 +114,8 @@ def realised_sizes(adapted: PeftModel) -> dict[str, int]:
     sizes = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer):
-            ranks = getattr(module, "r", None)
-            sizes[name] = int(ranks["default"]) if isinstance(ranks, dict) and "default" in ranks else 1
+            ranks = next((r for field in _RANKS if isinstance(r := getattr(module, field, None), dict)), {})
+            sizes[name] = int(ranks.get("default", 1))
     return sizes
 
 
