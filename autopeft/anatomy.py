@@ -83,6 +83,7 @@ class Anatomy:
         base_params: Parameters of the pretrained model, shared ones once, without a new task head.
         head: Top-level module -> parameters, of a task head that is new and trained whole.
         dtype_bits: Bits of a parameter in the checkpoint, 16 or 32.
+        outer_linear: Scalars of the linears outside the layers that see every token: a language model's head.
     """
 
     model_type: str
@@ -94,6 +95,7 @@ class Anatomy:
     prompt: PromptShape
     head: Mapping[str, int]
     dtype_bits: int = 32
+    outer_linear: int = 0
 
     @property
     def kinds(self) -> tuple[str, ...]:

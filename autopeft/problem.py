@@ -34,6 +34,17 @@ def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
     )
 
 
+def unfit(candidate: Candidate, anatomy: Anatomy) -> str:
+    """Say why a candidate cannot be trained on a model whatever its size; "" if it can."""
+    method = METHODS[str(candidate["method"])]
+    bits = int(candidate.values.get("bits", anatomy.dtype_bits))
+    if bits not in method.bits:
+        return f"{method.name} does not train on a base of {bits} bits"
+    if anatomy.task not in method.tasks:
+        return f"{method.name} is not for {anatomy.task}"
+    return method.refuses(settings_of(candidate, method.name), bits, anatomy)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is searched.
@@ -81,16 +92,7 @@ class Problem:
         return project(self.space, candidate, count=self._adapter_params, limit=self._adapter_limit)
 
     def _unfit(self, candidate: Candidate) -> str:
-        """Say why a candidate cannot be trained whatever its size."""
-        if self.anatomy is None:
-            return ""
-        method = METHODS[str(candidate["method"])]
-        bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
-        if bits not in method.bits:
-            return f"{method.name} does not train on a base of {bits} bits"
-        if self.anatomy.task not in method.tasks:
-            return f"{method.name} is not for {self.anatomy.task}"
-        return method.refuses(settings_of(candidate, method.name), bits, self.anatomy)
+        return "" if self.anatomy is None else unfit(candidate, self.anatomy)
 
     def smallest(self) -> tuple[Candidate, int] | None:
         """Find the smallest configuration that can be trained, and the parameters of its adapter."""

@@ -2,27 +2,36 @@
 
 from autopeft.methods import (
     adalora,
+    beft,
+    boft,
+    c3a,
+    cartridge,
     deft,
     delora,
+    fourierft,
     glora,
     gralora,
     hira,
+    hra,
     ia3,
     ln_tuning,
     loha,
     lokr,
     lora,
     miss,
+    oft,
     osf,
     peanut,
     prompts,
     randlora,
+    road,
     shira,
     supertuning,
     tinylora,
     unilora,
     vblora,
     vera,
+    waveft,
 )
 from autopeft.methods.method import Build, Method, Settings
 from autopeft.registry import Table
@@ -56,6 +65,15 @@ METHODS: Table[Method] = Table(
             glora.METHOD,
             deft.METHOD,
             supertuning.METHOD,
+            oft.METHOD,
+            boft.METHOD,
+            hra.METHOD,
+            fourierft.METHOD,
+            waveft.METHOD,
+            c3a.METHOD,
+            road.METHOD,
+            beft.METHOD,
+            cartridge.METHOD,
         )
     }
 )

@@ -53,6 +53,12 @@ def usual_and_other(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T
     return usual, {f"^{re.escape(name)}$": value for name, value in values.items() if value != usual}
 
 
+def usual_and_named(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T]]:
+    """Give the same by whole names: FourierFT and C3A look these up as they are, and match no pattern from the start."""
+    usual, _ = usual_and_other(values, default)
+    return usual, {name: value for name, value in values.items() if value != usual}
+
+
 def rank_fields(ranks: Mapping[str, int]) -> dict[str, Any]:
     """Give the fields by which PEFT's configurations are told the rank of each module."""
     usual, other = usual_and_other(ranks, 1)

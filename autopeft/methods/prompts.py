@@ -13,7 +13,8 @@ from autopeft.anatomy import Anatomy
 from autopeft.methods.method import Build, Method, Settings, is_count, number
 
 
-def _tokens(settings: Settings) -> int:
+def tokens_of(settings: Settings) -> int:
+    """Read how many virtual tokens there are."""
     return int(number(settings.get("tokens"), 16))
 
 
@@ -31,21 +32,21 @@ def _embedding(anatomy: Anatomy) -> dict[str, int]:
 
 def build_prompt(settings: Settings, anatomy: Anatomy) -> Build:
     """Train ``tokens * token_dim`` scalars, once for each of the model's submodules (encoder and decoder have two)."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM", **_embedding(anatomy))
     return Build({}, tokens * shape.token_dim * shape.submodules, config)
 
 
 def build_prefix(settings: Settings, anatomy: Anatomy) -> Build:
     """Train a key and a value for each token and layer: ``tokens * layers * 2 * prefix_dim`` scalars."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     params = tokens * shape.submodules * shape.layers * 2 * shape.prefix_dim
     return Build({}, params, _config("PREFIX_TUNING", tokens, prefix_projection=False))
 
 
 def build_p_tuning(settings: Settings, anatomy: Anatomy) -> Build:
     """Train embeddings and a three-layer network of `width` that turns them into prompts."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     width = int(number(settings.get("width"), 64))
     network = (shape.token_dim + 1) * width + (width + 1) * width + (width + 1) * shape.token_dim
     config = _config("P_TUNING", tokens, encoder_reparameterization_type="MLP", **_embedding(anatomy))

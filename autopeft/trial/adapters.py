@@ -19,15 +19,16 @@ from autopeft.records import AdapterPlan
 from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.model import ModelSource, load_base
 
-# PEFT wraps norms like any module and says so each time; transformers deprecates a flag that PEFT still reads.
+# PEFT wraps norms like any module and says so each time; OFT that it takes the nearest block; transformers deprecates a flag that PEFT still reads.
 warnings.filterwarnings("ignore", message="Unsupported layer type")
+warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
+warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")
+warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
+warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 ABOUT = "autopeft.json"
 """File beside the adapter that says on which base it goes."""
-
-_RANKS = ("r", "miss_r", "deft_r", "effective_rank")
-"""What PEFT's layers call the ranks of their adapters."""
 
 PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
@@ -109,13 +110,28 @@ class Resident:
                 setattr(owner, leaf, inner)
 
 
+_SIZES = (
+    "oft_block_size",
+    "boft_block_size",
+    "block_size",
+    "fourierft_n_frequency",
+    "waveft_n_frequency",
+    "hra_r",
+    "miss_r",
+    "deft_r",
+    "effective_rank",
+    "r",
+)
+"""Where PEFT's layers say how large they are; OFT's `r` is how many blocks it has, so the blocks' size comes first."""
+
+
 def realised_sizes(adapted: PeftModel) -> dict[str, int]:
-    """Read off a real model what its adapter is: module name -> rank, or 1 for a vector."""
+    """Read off a real model what its adapter is: module name -> rank (or block, or coefficients), or 1 for a vector."""
     sizes = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer):
-            ranks = next((r for field in _RANKS if isinstance(r := getattr(module, field, None), dict)), {})
-            sizes[name] = int(ranks.get("default", 1))
+            said = (getattr(module, field, None) for field in _SIZES)
+            sizes[name] = next((int(s["default"]) for s in said if isinstance(s, dict) and "default" in s), 1)
     return sizes
 
 

@@ -168,6 +168,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         prompt=_prompt_shape(model),
         head=head,
         dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        # A classifier's pooler sees one token of a row.
+        outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
     )
 
 

@@ -76,6 +76,33 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
     "p_tuning": [{"p_tuning.tokens": t, "p_tuning.width": w} for t, w in product((1, 7), (8, 24))],
 }
 
+SOME = {"layers[0]": 0, "layers[1-9]": 1}
+ATTENTION = {"kinds[query]": 1, "kinds[value]": 1, "kinds[qkv]": 1, "kinds[output]": 1}
+
+
+def of(method: str, *configurations: Mapping[str, Any]) -> None:
+    """Add a method's configurations, of settings without its name."""
+    OTHERS[method] = [{f"{method}.{key}": value for key, value in values.items()} for values in configurations]
+
+
+of("oft", {}, {"block": 24, "shared": True, **SOME}, {"block": 4, **ATTENTION})
+of("boft", {}, {"block": 16, **SOME, **ATTENTION})
+of("hra", {}, {"rank": 2, "orthogonal": True, **SOME, **ATTENTION})
+of(
+    "fourierft",
+    {},
+    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 50},
+)
+of("waveft", {}, {"coefficients[0]": 0, "coefficients[1-9]": 20, "share[up]": 0.5, "share[output]": 0.3, "scaling": 9})
+of("c3a", {}, {"block": 8, **SOME, **ATTENTION})
+of("road", {}, {"variant": "2", **SOME}, {"variant": "4", **ATTENTION})
+of("beft", {}, {**SOME, **ATTENTION})
+of("cartridge", *({"tokens": n} for n in (2, 7)))
+
+
+MAY_REST = ("glora_D", "glora_C")
+"""Parts of trained names that may have no gradient: GLoRA scales biases, which these models have at zero."""
+
 
 def candidates(method: str) -> list[Candidate]:
     return [Candidate({"method": method, "bits": 32, **values}) for values in OTHERS[method]]

@@ -17,10 +17,10 @@ import autopeft
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
+from autopeft.problem import unfit
 from autopeft.records import RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code
-from autopeft.space import settings_of
 from autopeft.trial import worker as worker_module
 from autopeft.trial.model import load_base, read_anatomy
 
@@ -60,9 +60,8 @@ def train(worker_on, monkeypatch):
         values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0}
         folder = f"adapters/{name}-{bits}"
         unit = make_unit(anatomy, values, adapter_dir=folder)
-        method = METHODS[values["method"]]
-        if method.refuses(settings_of(unit.candidate, method.name), bits, anatomy):
-            pytest.skip("refused")
+        if reason := unfit(unit.candidate, anatomy):
+            pytest.skip(reason)
         monkeypatch.setattr(worker_module, "evaluate", evaluate)
         measurement = worker.run(unit)
         return seen[-1], run_dir / folder, source, measurement

@@ -11,26 +11,19 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES
-from configurations import OTHERS, candidates, cases, intended_rank
+from configurations import MAY_REST, OTHERS, candidates, cases, intended_rank
 from families import LABELS, PAIRS, batch_of
 from peft.tuners.ia3 import IA3Layer
-from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
 
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
+from autopeft.problem import plan_of, unfit
 from autopeft.records import Candidate
-from autopeft.space import settings_of
 from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
 
 CASES = list(cases(PAIRS))
 STEP = 0.05
-
-
-def refusal(candidate, anatomy):
-    method = METHODS[candidate["method"]]
-    return method.refuses(settings_of(candidate, method.name), int(candidate["bits"]), anatomy)
 
 
 def fresh_adapted(source, plan, anatomy):
@@ -82,14 +75,18 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
     anatomy = anatomy_of(family, task)
     candidate = candidates(method)[i]
     plan = plan_of(candidate, anatomy)
-    adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    refused = unfit(candidate, anatomy)
+    try:
+        adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    except (TypeError, ValueError):
+        assert refused
+        return
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     in_head = sum(n for name, n in trained.items() if any(f".{head}." in f".{name}" for head in anatomy.head))
-    if refusal(candidate, anatomy):
-        # Refused, because PEFT would leave the new head untrained.
-        assert in_head < anatomy.head_params
+    # What PEFT builds is refused only where it would leave the new head untrained.
+    assert bool(refused) == (in_head < anatomy.head_params), refused
+    if refused:
         return
-    assert in_head == anatomy.head_params
     assert sum(trained.values()) - in_head == plan.adapter_params > 0
 
 
@@ -97,7 +94,7 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
 def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, method, i, resident_of, anatomy_of):
     anatomy, resident = anatomy_of(family, task), resident_of(family, task)
     candidate = candidates(method)[i]
-    if refusal(candidate, anatomy):
+    if unfit(candidate, anatomy):
         pytest.skip("refused")
     before, copies, logits = checksum(resident.model), copied(resident.model), logits_of(resident.model, task)
     torch.manual_seed(0)
@@ -107,12 +104,13 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         if METHODS[method].starts_at_identity:
             torch.testing.assert_close(start, logits, rtol=1e-5, atol=1e-6)
         else:
-            assert not torch.allclose(start, logits, atol=1e-4)
-        assert math.isfinite(train_step(adapted, task))
-        gradients = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
-        still = [n for n, g in gradients.items() if g is None or not g.abs().max() > 0]
-        # B starts at zero, so that A has a gradient from the second step on.
-        assert all("lora_A" in n for n in still)
+            assert not torch.equal(start, logits)
+        still = {n for n, p in adapted.named_parameters() if p.requires_grad}
+        for _ in range(3):
+            # Of a product that starts at zero one factor has a gradient from the second step on, of three from the third.
+            assert math.isfinite(train_step(adapted, task))
+            still -= {n for n in still if (g := adapted.get_parameter(n).grad) is not None and g.abs().max() > 0}
+        assert not {n for n in still if not any(rests in n for rests in MAY_REST)}
         frozen = {n: p for n, p in adapted.named_parameters() if not p.requires_grad}
         assert all(p.grad is None for p in frozen.values())
         assert not torch.equal(logits_of(adapted.eval(), task), start)
@@ -122,7 +120,7 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
     assert same_tensors(resident.model, copies)
     assert torch.equal(logits_of(resident.model, task), logits)
     assert not any(p.requires_grad or p.grad is not None for p in resident.model.parameters())
-    assert not any(isinstance(m, LoraLayer | IA3Layer | LNTuningLayer) for m in resident.model.modules())
+    assert not any("peft" in type(m).__module__ for m in resident.model.modules())
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), [c for c in CASES if c[2] == "lora"])
@@ -164,7 +162,7 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
 
 def test_dora_on_a_base_of_8_bits_is_refused_and_does_break_the_base(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
-    assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
+    assert "DoRA does not train on an 8-bit base" in unfit(candidate, bert)
     resident = Resident(load_base(source_of("bert", bert.task), bits=8, device="cpu"))
     before = checksum(resident.model)
     adapted = resident.attach(plan_of(candidate, bert), task=bert.task, head=bert.head)
