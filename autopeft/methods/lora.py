@@ -37,7 +37,8 @@ def alpha_of(rule: object, rank: int) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _is_alpha(value: Scalar) -> bool:
+def is_alpha(value: Scalar) -> bool:
+    """Tell a rule for alpha, or alpha itself."""
     try:
         return value in ALPHA_RULES or 0 < float(value) < math.inf
     except ValueError:
@@ -85,7 +86,7 @@ METHOD = Method(
     },
     allowed={
         **RANKS_ALLOWED,
-        "alpha": _is_alpha,
+        "alpha": is_alpha,
         "rslora": is_switch,
         "dora": is_switch,
         "dropout": lambda value: is_amount(value) and float(value) < 1,

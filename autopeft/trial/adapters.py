@@ -17,6 +17,7 @@ from torch import nn
 
 from autopeft.errors import SourceError, TrialError
 from autopeft.records import AdapterPlan
+from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.model import ModelSource, load_base
 
 # PEFT wraps norms like any module and says so each time; OFT that it takes the nearest block; transformers deprecates a flag that PEFT still reads.
@@ -67,6 +68,7 @@ class Resident:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
         adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
+        hold_ranks(adapted)
         check_realised(adapted, plan, head_params=sum(head.values()))
         return adapted
 
@@ -119,6 +121,9 @@ _SIZES = (
     "waveft_n_frequency",
     "hra_r",
     "token_indices",
+    "miss_r",
+    "deft_r",
+    "effective_rank",
     "r",
 )
 """Where PEFT's layers say how large they are; OFT's `r` is how many blocks it has, so the blocks' size comes first."""

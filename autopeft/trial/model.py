@@ -17,7 +17,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, Vocabulary, place_of
+from autopeft.anatomy import (
+    UNQUANTISED,
+    Anatomy,
+    Norm,
+    PromptShape,
+    Task,
+    Vocabulary,
+    describe_linears,
+    number_layers,
+    place_of,
+)
 from autopeft.errors import SourceError
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.

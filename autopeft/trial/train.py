@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from autopeft.errors import TrialError
+from autopeft.trial.allocation import allocation, prune
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import tensors_of
 
@@ -75,6 +76,7 @@ def train(
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     losses: list[float] = []
+    allocate = allocation(adapted, steps=steps)
     peak, start = 0, time.monotonic()
 
     def one_step(step: int) -> None:
@@ -85,6 +87,7 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         optimizer.step()
+        allocate(step)
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -102,6 +105,7 @@ def train(
     # As they will be saved and loaded: what is judged is what the user gets.
     for parameter, kept in zip(trained, kept_types, strict=True):
         parameter.data = parameter.data.to(kept)
+    prune(adapted)
     adapted.eval()
     return Training(
         peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else peak,

@@ -21,6 +21,16 @@ LORA: list[Mapping[str, Any]] = [
     {"lora.rank[0/query]": 2, "lora.rank[0/qkv]": 2, "lora.rank[1/down]": 4, "lora.rank[1/up]": 5},
     {"lora.rank": 8, "lora.dropout": 0.1, "lora.alpha": "r", "lora.rslora": True},
 ]
+
+
+def _rest(method: str) -> dict[str, float]:
+    """Give all kinds but those that a configuration names for itself their whole share."""
+    kinds = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
+    return {
+        f"{method}.share[{kind}]": 1 for kind in kinds if (method, kind) not in (("loha", "down"), ("osf", "query"))
+    }
+
+
 OTHERS: dict[str, list[Mapping[str, Any]]] = {
     "lora": LORA,
     "ia3": [
@@ -32,6 +42,37 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
     "ln_tuning": [{}, {"ln_tuning.outer": False}, {"ln_tuning.layers[0]": 0, "ln_tuning.layers[1-9]": 1}],
     "prompt_tuning": [{"prompt_tuning.tokens": n} for n in (1, 7)],
     "prefix_tuning": [{"prefix_tuning.tokens": n} for n in (1, 7)],
+    "adalora": [{"adalora.rank": 4}, {"adalora.rank": 3, "adalora.layers[0]": 0, "adalora.layers[1-9]": 1}],
+    "loha": [{"loha.rank": 2}, {"loha.rank[0]": 3, "loha.rank[1-9]": 5, "loha.share[down]": 0, **_rest("loha")}],
+    "lokr": [
+        {"lokr.rank": 2},
+        {"lokr.rank": 2, "lokr.factor": 4, "lokr.both": True},
+        {"lokr.rank[0]": 40, "lokr.rank[1-9]": 1, "lokr.alpha": "2r"},
+    ],
+    "hira": [{"hira.rank": 4}, {"hira.rank": 3, "hira.layers[0]": 1, "hira.dropout": 0.1}],
+    "delora": [{"delora.rank": 4}, {"delora.rank[0]": 2, "delora.rank[1-9]": 5, "delora.strength": 5}],
+    "vera": [{"vera.rank": 16}, {"vera.rank": 100, "vera.kinds[down]": 1, "vera.kinds[qkv]": 1, "vera.start": 0.5}],
+    "pvera": [{"pvera.rank": 16, "pvera.dropout": 0.1}],
+    "randlora": [{"randlora.rank": 16}, {"randlora.rank": 7, "randlora.layers[0]": 0, "randlora.layers[1-9]": 1}],
+    "gralora": [{"gralora.rank": 4}, {"gralora.rank": 4, "gralora.blocks": 4, "gralora.whole_rank": 3}],
+    "shira": [{"shira.rank": 2}, {"shira.rank": 5, "shira.kinds[query]": 1, "shira.kinds[down]": 1}],
+    "miss": [
+        {"miss.rank": 7},
+        {"miss.rank": 16, "miss.form": "bat"},
+        {"miss.rank": 5, "miss.form": "mini", "miss.width": 8},
+    ],
+    "osf": [{"osf.rank": 4}, {"osf.rank[0]": 1, "osf.rank[1-9]": 9, "osf.share[query]": 0.5, **_rest("osf")}],
+    "vblora": [{"vblora.rank": 2, "vblora.vectors": 9}, {"vblora.vectors": 5, "vblora.length": 4}],
+    "unilora": [{}, {"unilora.length": 77, "unilora.rank": 1, "unilora.layers[0]": 1}],
+    "tinylora": [{"tinylora.scalars": 5}, {"tinylora.tying": 0.6, "tinylora.rank": 99}],
+    "peanut": [{"peanut.rank": 4}, {"peanut.rank": 16, "peanut.depth": 1, "peanut.scaling": 2.0}],
+    "glora": [
+        {"glora.rank": 4},
+        {"glora.weight": "vector", "glora.read": "vector", "glora.bias": "vector"},
+        {"glora.weight": "constant", "glora.read": "none", "glora.bias": "none"},
+    ],
+    "deft": [{"deft.rank": 4}, {"deft.rank": 99, "deft.projection": "qr"}],
+    "supertuning": [{}, {"supertuning.density": 0.1, "supertuning.rank": 2, "supertuning.largest": False}],
     "p_tuning": [{"p_tuning.tokens": t, "p_tuning.width": w} for t, w in product((1, 7), (8, 24))],
 }
 
@@ -47,7 +88,11 @@ def of(method: str, *configurations: Mapping[str, Any]) -> None:
 of("oft", {}, {"block": 24, "shared": True, **SOME}, {"block": 4, **ATTENTION})
 of("boft", {}, {"block": 16, **SOME, **ATTENTION})
 of("hra", {}, {"rank": 2, **SOME, **ATTENTION})
-of("fourierft", {}, {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 900})
+of(
+    "fourierft",
+    {},
+    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 900},
+)
 of("waveft", {}, {"coefficients[0]": 0, "coefficients[1-9]": 20, "share[up]": 0.5, "share[output]": 0.3, "scaling": 9})
 of("c3a", {}, {"block": 8, **SOME, **ATTENTION})
 of("road", {}, {"variant": "2", **SOME}, {"variant": "4", **ATTENTION})
@@ -56,6 +101,10 @@ of("adaption_prompt", {}, {"tokens": 3, "top": 2})
 of("trainable_tokens", {}, {"tokens": 99})
 of("frod", {}, {"density": 0.003, **SOME, **ATTENTION})
 of("cartridge", *({"tokens": n} for n in (2, 7)))
+
+
+MAY_REST = ("glora_D", "glora_C")
+"""Parts of trained names that may have no gradient: GLoRA scales biases, which these models have at zero."""
 
 
 def candidates(method: str) -> list[Candidate]:
