@@ -20,6 +20,7 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
+from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
 from autopeft.records import Candidate, Measurement, RunInfo, WorkerSpec
@@ -169,7 +170,8 @@ def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Object
 
 def _most_virtual_tokens(space: Mapping[str, Any]) -> int:
     """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
-    domains = [p.domain for p in parse_space(space) if p.name.endswith(".tokens")]
+    names = {f"{name}.tokens" for name, method in METHODS.items() if method.takes_positions}
+    domains = [p.domain for p in parse_space(space) if p.name in names]
     return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
 
 

@@ -8,9 +8,9 @@ from autopeft.anatomy import KINDS
 from autopeft.records import Candidate, Scalar, TrialRecord
 from autopeft.units import show_bytes, show_count, show_seconds
 
-_SHORT = {"rank": "r", "tokens": "tokens", "width": "width"}
+_SHORT = {"rank": "r", "tokens": "tokens", "width": "width", "coefficients": "n"}
 _SPREAD_OVER_KINDS = ("share", "kinds")
-_NOT_IN_A_LABEL = ("alpha", "dropout")
+_NOT_IN_A_LABEL = ("alpha", "dropout", "scaling")
 _LABEL_VALUES = 6
 _LONG = 8  # values of a parameter from which a label only sums them up
 

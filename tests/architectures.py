@@ -144,7 +144,7 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=10,
         norms_outside=2,
-        refused=(*_PROMPTS, "trainable_tokens"),
+        refused=(*_PROMPTS, "trainable_tokens", "frod"),
     ),
     "qwen2": Architecture(t.Qwen2Config(**_GROUPED), _LM, _GATED, sizes={"key": (64, 32), "gate": (64, 112)}),
     "qwen3": Architecture(t.Qwen3Config(**_GROUPED, head_dim=16), _LM, _GATED, norms_in_layers=8),

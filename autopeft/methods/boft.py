@@ -1,4 +1,4 @@
-"""BOFT: a linear's weight is rotated, block by block of its inputs, by trained orthogonal matrices, and its outputs scaled.
+"""BOFT: a weight is rotated, block by block of its inputs, by trained orthogonal matrices, and its outputs scaled.
 
 PEFT uses several butterfly factors only with a CUDA extension that it compiles on first use, and silently one without;
 so that a configuration means the same everywhere, one is used here.

@@ -56,7 +56,7 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """Refuse GPT-2's Conv1D, for which PEFT has no C3A, and quantised linears with a bias, whose output it overwrites."""
+    """PEFT has no C3A for GPT-2's Conv1D, and fails where a quantised linear has a bias: it writes into its output."""
     targets = targets_of(settings, anatomy)
     biased = next((linear.name for linear in targets if linear.bias), "")
     if biased and bits in (4, 8):

@@ -1,7 +1,9 @@
 """Cartridges: a trained cache of keys and values that every layer reads as if it stood before the text.
 
-It differs from prefix tuning in that its first token stays as it was drawn, for models attend to the first token whatever
-it says. Source: Eyuboglu et al., arXiv:2506.06266.
+It differs from prefix tuning in that its first token stays as it was drawn, for models attend to the first token
+whatever it says.
+
+Source: Eyuboglu et al., arXiv:2506.06266.
 """
 
 from __future__ import annotations
@@ -31,4 +33,5 @@ METHOD = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )

@@ -45,10 +45,23 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
     return Build({linear.name: linear.fan_out for linear in targets}, params, config)
 
 
+def _role(name: str) -> str:
+    """Give what PEFT takes for a module's role: modules of one role share a basis."""
+    *_, above, block, leaf = ("", "", *name.split("."))
+    if (above, block, leaf) == ("attention", "output", "dense"):
+        return "attention.output"
+    return leaf if block.isdigit() else f"{block}.{leaf}"
+
+
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """Factorising the weights of a large model would take longer than training them, at every trial."""
-    work = factorising(targets_of(settings, anatomy))
-    if work > _MOST_WORK:
+    """A basis fits one number of inputs, and factorising a large model would take longer than training it."""
+    targets = targets_of(settings, anatomy)
+    first: dict[str, Linear] = {}
+    for linear in targets:
+        other = first.setdefault(_role(linear.name), linear)
+        if other.fan_in != linear.fan_in:
+            return f"FRoD gives one basis to {other.name!r} and {linear.name!r}, whose inputs differ; turn its kind off"
+    if (work := factorising(targets)) > _MOST_WORK:
         return f"FRoD factorises each weight anew in every trial, {work:.0e} multiplications here; turn kinds off"
     return ""
 

@@ -54,7 +54,7 @@ def usual_and_other(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T
 
 
 def usual_and_named(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T]]:
-    """Give the same by whole names: FourierFT and C3A look these up as they are, and match no pattern from the start."""
+    """Give the same by whole names: FourierFT and C3A look these up as they are, and anchor no pattern."""
     usual, _ = usual_and_other(values, default)
     return usual, {name: value for name, value in values.items() if value != usual}
 

@@ -91,6 +91,7 @@ PROMPT_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 PREFIX_TUNING = Method(
     name="prefix_tuning",
@@ -105,6 +106,7 @@ PREFIX_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 P_TUNING = Method(
     name="p_tuning",
@@ -119,4 +121,5 @@ P_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )

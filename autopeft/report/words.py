@@ -12,6 +12,18 @@ _METHODS = {
     "prompt_tuning": "trains a few virtual tokens that stand before every input",
     "prefix_tuning": "trains keys and values that every layer reads as if they stood before the text",
     "p_tuning": "trains virtual tokens through a small network",
+    "oft": "rotates blocks of each linear layer's inputs by trained orthogonal matrices",
+    "boft": "rotates blocks of each weight by trained orthogonal matrices, and scales its outputs",
+    "hra": "multiplies each weight by a few trained reflections",
+    "fourierft": "adds to each weight the inverse Fourier transform of a few trained coefficients",
+    "waveft": "adds to each weight the inverse wavelet transform of a few trained coefficients",
+    "c3a": "adds to each weight circulant blocks, of which one row each is trained",
+    "road": "rotates and scales the outputs of linear layers in pairs",
+    "beft": "adds one trained vector to the outputs of each linear layer",
+    "frod": "trains the diagonal, and a few entries beside it, of each weight on a basis shared by its kind",
+    "cartridge": "trains a cache of keys and values that every layer reads as if it stood before the text",
+    "adaption_prompt": "lets the attention of the top layers read trained tokens, through a gate that starts closed",
+    "trainable_tokens": "trains the embeddings of the training data's most frequent tokens",
 }
 
 MEMORY_KINDS = {

@@ -20,7 +20,8 @@ from autopeft.records import AdapterPlan
 from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.model import ModelSource, load_base
 
-# PEFT wraps norms like any module and says so each time; OFT that it takes the nearest block; transformers deprecates a flag that PEFT still reads.
+# PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
+# to a machine without a compiler, all of which is counted here; transformers deprecates a flag that PEFT still reads.
 warnings.filterwarnings("ignore", message="Unsupported layer type")
 warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
 warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")

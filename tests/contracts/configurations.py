@@ -91,7 +91,7 @@ of("hra", {}, {"rank": 2, **SOME, **ATTENTION})
 of(
     "fourierft",
     {},
-    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 900},
+    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 9},
 )
 of("waveft", {}, {"coefficients[0]": 0, "coefficients[1-9]": 20, "share[up]": 0.5, "share[output]": 0.3, "scaling": 9})
 of("c3a", {}, {"block": 8, **SOME, **ATTENTION})
