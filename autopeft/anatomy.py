@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
@@ -76,6 +76,28 @@ class PromptShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The input embedding, and which of its rows matter.
+
+    Attributes:
+        embedding: Name of the module.
+        tied: Linears that share its weight, such as the output layer.
+        copies: Other embeddings that share its weight, as those of an encoder and a decoder do.
+        frequent: Tokens of the training data, the most frequent first; none where no data was looked at.
+    """
+
+    embedding: str
+    tied: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    frequent: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
+        """Rebuild from plain values."""
+        return cls(**{name: value if name == "embedding" else tuple(value) for name, value in data.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Anatomy:
     """A model without its weights.
 
@@ -95,6 +117,7 @@ class Anatomy:
     prompt: PromptShape
     head: Mapping[str, int]
     dtype_bits: int = 32
+    vocabulary: Vocabulary = Vocabulary("")
     outer_linear: int = 0
 
     @property
@@ -107,6 +130,10 @@ class Anatomy:
     def head_params(self) -> int:
         """Parameters of the new task head."""
         return sum(self.head.values())
+
+    def on_data(self, frequent: Iterable[int]) -> Anatomy:
+        """Give the anatomy together with the most frequent tokens of the training data."""
+        return replace(self, vocabulary=replace(self.vocabulary, frequent=tuple(frequent)))
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
@@ -121,6 +148,7 @@ class Anatomy:
                 "linears": tuple(Linear(**x) for x in data["linears"]),
                 "norms": tuple(Norm(**x) for x in data["norms"]),
                 "prompt": PromptShape(**data["prompt"]),
+                "vocabulary": Vocabulary.from_dict(data.get("vocabulary", {"embedding": ""})),
             }
         )
 

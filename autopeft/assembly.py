@@ -180,6 +180,7 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     from autopeft.trial.demo import demo_model
     from autopeft.trial.device import cuda_available
     from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
+    from autopeft.trial.prepared import frequent_tokens
 
     path = request.model or str(demo_model())
     if Path(path).expanduser().is_dir():
@@ -190,7 +191,7 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     room = None if positions is None else positions - reserved
     prepared = prepare(request, tokenizer, task=request.task, max_positions=room)
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
-    anatomy = read_anatomy(source)
+    anatomy = read_anatomy(source).on_data(frequent_tokens(prepared.train))
     model = {
         "name": path,
         "checkpoint_bits": anatomy.dtype_bits,

@@ -34,14 +34,20 @@ class Architecture:
     sizes: dict[str, tuple[int, int]] | None = None
     refused: tuple[str, ...] = ()
 
+    def refuses(self, method: str) -> bool:
+        """Say whether a method must be refused; adaption prompts are for a few families, and tokens for their task."""
+        if method == "adaption_prompt":
+            return self.config.model_type not in ("llama", "mistral", "gpt2")
+        return method in self.refused
+
     @property
     def trains_in_all(self) -> bool:
         """Whether one step gives a gradient to everything: not to the weights of tokens that a batch does not route."""
         return self.config.model_type not in ("longformer",)
 
 
-_PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
-_PREFIX = ("prefix_tuning",)
+_PREFIX = ("prefix_tuning", "cartridge")
+_PROMPTS = ("prompt_tuning", "p_tuning", *_PREFIX)
 
 ARCHITECTURES = {
     "opt": Architecture(
@@ -138,7 +144,7 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=10,
         norms_outside=2,
-        refused=_PROMPTS,
+        refused=(*_PROMPTS, "trainable_tokens"),
     ),
     "qwen2": Architecture(t.Qwen2Config(**_GROUPED), _LM, _GATED, sizes={"key": (64, 32), "gate": (64, 112)}),
     "qwen3": Architecture(t.Qwen3Config(**_GROUPED, head_dim=16), _LM, _GATED, norms_in_layers=8),
@@ -172,6 +178,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
+        refused=("road",),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

@@ -51,6 +51,9 @@ TASKS = {
     "t5": ("text-classification",),
 }
 
+TOKENS = (1, *range(3, 128))
+"""All that `batch_of` and the rows of small runs draw from."""
+
 LABELS = ("a", "b", "c", "d", "e")
 
 PAIRS = [(family, task) for family, tasks in TASKS.items() for task in tasks]

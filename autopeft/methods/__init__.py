@@ -2,6 +2,7 @@
 
 from autopeft.methods import (
     adalora,
+    adaption_prompt,
     beft,
     boft,
     c3a,
@@ -9,6 +10,7 @@ from autopeft.methods import (
     deft,
     delora,
     fourierft,
+    frod,
     glora,
     gralora,
     hira,
@@ -28,6 +30,7 @@ from autopeft.methods import (
     shira,
     supertuning,
     tinylora,
+    trainable_tokens,
     unilora,
     vblora,
     vera,
@@ -74,6 +77,9 @@ METHODS: Table[Method] = Table(
             road.METHOD,
             beft.METHOD,
             cartridge.METHOD,
+            adaption_prompt.METHOD,
+            trainable_tokens.METHOD,
+            frod.METHOD,
         )
     }
 )

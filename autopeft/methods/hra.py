@@ -17,7 +17,7 @@ from autopeft.methods.linears import (
     targets_of,
     transposed,
 )
-from autopeft.methods.method import Build, Method, Settings, is_count, is_switch
+from autopeft.methods.method import Build, Method, Settings, is_count
 
 
 def trainable_params(fan_in: int, *, reflections: int) -> int:
@@ -32,12 +32,7 @@ def trainable_params(fan_in: int, *, reflections: int) -> int:
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place equally many reflections on every linear whose layer and kind are on."""
     reflections, targets = one_size(settings, "rank", 8), targets_of(settings, anatomy)
-    config = {
-        "peft_type": "HRA",
-        "r": reflections,
-        "apply_GS": bool(settings.get("orthogonal", False)),
-        "target_modules": names_of(targets),
-    }
+    config = {"peft_type": "HRA", "r": reflections, "target_modules": names_of(targets)}
     params = sum(trainable_params(linear.fan_in, reflections=reflections) for linear in targets)
     return Build({linear.name: reflections for linear in targets}, params, config)
 
@@ -53,12 +48,8 @@ METHOD = Method(
     source="arXiv:2405.17484",
     learning_rate=5e-4,
     learning_rate_source="as for LoRA",
-    settings={
-        **PLACES,
-        "rank": "number of reflections, even",
-        "orthogonal": "make the reflections' vectors orthogonal to each other",
-    },
-    allowed={**PLACES_ALLOWED, "rank": lambda value: is_count(value) and value % 2 == 0, "orthogonal": is_switch},
+    settings={**PLACES, "rank": "number of reflections, even"},
+    allowed={**PLACES_ALLOWED, "rank": lambda value: is_count(value) and value % 2 == 0},
     build=build,
     spread=PLACES_SPREAD,
     refuses=refuses,

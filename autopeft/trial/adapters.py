@@ -10,6 +10,7 @@ from typing import Any
 
 import peft
 from peft import PeftModel, get_peft_model
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -100,6 +101,8 @@ class Resident:
             inner = None
             if isinstance(module, AuxiliaryTrainingWrapper):
                 inner = module.original_module
+            elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+                inner = module.model
             elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
                 inner = BaseTunerLayer.get_base_layer(module)
             if inner is None or not name:
@@ -117,6 +120,7 @@ _SIZES = (
     "fourierft_n_frequency",
     "waveft_n_frequency",
     "hra_r",
+    "token_indices",
     "miss_r",
     "deft_r",
     "effective_rank",
@@ -131,7 +135,10 @@ def realised_sizes(adapted: PeftModel) -> dict[str, int]:
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, BaseTunerLayer):
             said = (getattr(module, field, None) for field in _SIZES)
-            sizes[name] = next((int(s["default"]) for s in said if isinstance(s, dict) and "default" in s), 1)
+            size = next((s["default"] for s in said if isinstance(s, dict) and "default" in s), 1)
+            sizes[name] = len(size) if isinstance(size, list) else int(size)
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            sizes[name] = module.adapter_len
     return sizes
 
 

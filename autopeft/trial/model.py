@@ -17,7 +17,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
+from autopeft.anatomy import (
+    UNQUANTISED,
+    Anatomy,
+    Norm,
+    PromptShape,
+    Task,
+    Vocabulary,
+    describe_linears,
+    number_layers,
+    place_of,
+)
 from autopeft.errors import SourceError
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
@@ -168,6 +178,7 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         prompt=_prompt_shape(model),
         head=head,
         dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        vocabulary=_vocabulary(model),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
     )
@@ -199,6 +210,18 @@ def _head(model: Any, task: Task) -> dict[str, int]:
         for name, child in model.named_children()
         if name != model.base_model_prefix and any(True for _ in child.parameters())
     }
+
+
+def _vocabulary(model: Any) -> Vocabulary:
+    """Find the input embedding, and what shares its weight."""
+    embedding = model.get_input_embeddings()
+    sharing = {n: m for n, m in model.named_modules() if m._parameters.get("weight") is embedding.weight}
+    others = {name: module for name, module in sharing.items() if module is not embedding}
+    return Vocabulary(
+        embedding=next(name for name, module in sharing.items() if module is embedding),
+        tied=tuple(name for name, module in others.items() if linear_shape(module) is not None),
+        copies=tuple(name for name, module in others.items() if linear_shape(module) is None),
+    )
 
 
 def _prompt_shape(model: Any) -> PromptShape:

@@ -87,16 +87,19 @@ def of(method: str, *configurations: Mapping[str, Any]) -> None:
 
 of("oft", {}, {"block": 24, "shared": True, **SOME}, {"block": 4, **ATTENTION})
 of("boft", {}, {"block": 16, **SOME, **ATTENTION})
-of("hra", {}, {"rank": 2, "orthogonal": True, **SOME, **ATTENTION})
+of("hra", {}, {"rank": 2, **SOME, **ATTENTION})
 of(
     "fourierft",
     {},
-    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 50},
+    {"coefficients[0]": 7, "coefficients[1-9]": 20, "share[query]": 1, "share[qkv]": 0.3, "scaling": 900},
 )
 of("waveft", {}, {"coefficients[0]": 0, "coefficients[1-9]": 20, "share[up]": 0.5, "share[output]": 0.3, "scaling": 9})
 of("c3a", {}, {"block": 8, **SOME, **ATTENTION})
 of("road", {}, {"variant": "2", **SOME}, {"variant": "4", **ATTENTION})
 of("beft", {}, {**SOME, **ATTENTION})
+of("adaption_prompt", {}, {"tokens": 3, "top": 2})
+of("trainable_tokens", {}, {"tokens": 99})
+of("frod", {}, {"density": 0.003, **SOME, **ATTENTION})
 of("cartridge", *({"tokens": n} for n in (2, 7)))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from configurations import EVERYWHERE
-from families import LABELS, PAIRS, batch_of
+from families import LABELS, PAIRS, TOKENS, batch_of
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 import autopeft
@@ -50,7 +50,7 @@ def worker_on(tmp_path_factory):
     @cache
     def worker(family, task):
         source = pretrained(family, task, tmp_path_factory.mktemp("model"))
-        anatomy = read_anatomy(source)
+        anatomy = read_anatomy(source).on_data(TOKENS)
         run_dir = make_run_dir(tmp_path_factory.mktemp("run"), task)
         return make_worker(run_dir, source, anatomy), source, anatomy, run_dir
 
