@@ -39,13 +39,18 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """The blocks must divide the rank and both sides of every weight."""
+    """The blocks must divide the rank and both sides of every weight.
+
+    PEFT adds in place to a linear's output, which bitsandbytes does not allow where it has added a bias.
+    """
     rank, blocks = one_size(settings, "rank", 32), one_size(settings, "blocks", 2)
     if rank % blocks:
         return f"{blocks} blocks do not divide rank {rank}"
     for linear in targets_of(settings, anatomy):
         if linear.fan_in % blocks or linear.fan_out % blocks:
             return f"{blocks} blocks do not divide {linear.name}, {linear.fan_out} x {linear.fan_in}"
+        if linear.bias and bits < 16:
+            return f"GraLoRA does not train on a quantised linear with a bias, which {linear.name} has"
     return ""
 
 

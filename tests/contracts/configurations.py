@@ -111,11 +111,18 @@ def candidates(method: str) -> list[Candidate]:
     return [Candidate({"method": method, "bits": 32, **values}) for values in OTHERS[method]]
 
 
+EVERYWHERE = ("lora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning")
+"""Methods that are tried in all ways on all families and tasks; of the others, which are built alike, the first
+configuration is tried on one task of each family, and the rest on the first pair."""
+
+
 def cases(pairs: list[tuple[str, str]]) -> Iterator[tuple[str, str, str, int]]:
-    """Every family, task, method and configuration by number."""
+    """Give family, task, method, and the number of a configuration."""
     for (family, task), method in product(pairs, OTHERS):
         for i in range(len(OTHERS[method])):
-            yield family, task, method, i
+            first_of_family = (family, task) == next(pair for pair in pairs if pair[0] == family)
+            if method in EVERYWHERE or (first_of_family if i == 0 else (family, task) == pairs[0]):
+                yield family, task, method, i
 
 
 def intended_rank(candidate: Candidate, anatomy: Anatomy, name: str) -> int:

@@ -7,6 +7,7 @@ from itertools import product
 import bitsandbytes as bnb
 import pytest
 import torch
+from configurations import EVERYWHERE, MAY_REST
 from families import batch_of
 
 from autopeft.methods import METHODS
@@ -17,18 +18,29 @@ from autopeft.trial.model import checksum, load_base, tensors_of
 from autopeft.trial.train import train
 
 PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
+SMALL = {
+    "shira": {"shira.rank": 2},
+    "miss": {"miss.rank": 8},
+    "bat": {"method": "miss", "miss.rank": 8, "miss.form": "bat"},
+}
+"""Those whose own defaults do not fit such small weights, and a variant."""
 CONFIGURATIONS = {
     "lora": {"lora.rank": 4},
     "dora": {"lora.rank": 4, "lora.dora": True},
     "rslora": {"lora.rank": 4, "lora.rslora": True, "lora.dropout": 0.1},
     **{name: {} for name in METHODS if name != "lora"},
+    **SMALL,
 }
-CASES = [(*pair, name, bits) for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))]
+CASES = [
+    (*pair, name, bits)
+    for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))
+    if name in (*EVERYWHERE, "dora", "rslora") or pair == PAIRS[-1]
+]
 
 
 def candidate_for(name, bits):
     method = "lora" if name in ("dora", "rslora") else name
-    return Candidate({"method": method, "bits": bits, **CONFIGURATIONS[name]})
+    return Candidate({"method": method, **CONFIGURATIONS[name], "bits": bits})
 
 
 def plan_for(name, bits, anatomy):
@@ -59,7 +71,8 @@ def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits
         )
         after = dict(adapted.named_parameters())
         assert all(torch.isfinite(p).all() for p in after.values())
-        assert all(not torch.equal(after[n].float(), start[n]) for n in start if after[n].dtype == torch.float32)
+        moving = [n for n in start if after[n].dtype == torch.float32 and not any(rests in n for rests in MAY_REST)]
+        assert all(not torch.equal(after[n].float(), start[n]) for n in moving)
         assert training.losses[-1] < training.losses[0]
         assert training.peak_bytes > sum(t.untyped_storage().nbytes() for t in copies.values())
     finally:

@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from autopeft.methods import METHODS
 from autopeft.problem import plan_of, unfit
 from autopeft.records import Candidate
+from autopeft.space import settings_of
 from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
 
@@ -78,16 +79,14 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
     refused = unfit(candidate, anatomy)
     try:
         adapted = fresh_adapted(source_of(family, task), plan, anatomy)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         assert refused
         return
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     in_head = sum(n for name, n in trained.items() if any(f".{head}." in f".{name}" for head in anatomy.head))
-    # What PEFT builds is refused only where it would leave the new head untrained.
-    assert bool(refused) == (in_head < anatomy.head_params), refused
-    if refused:
-        return
-    assert sum(trained.values()) - in_head == plan.adapter_params > 0
+    # What PEFT builds is refused where it would leave the new head untrained, or leaves linears out without a word.
+    right = in_head == anatomy.head_params and sum(trained.values()) - in_head == plan.adapter_params > 0
+    assert right == (not refused), refused
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), CASES)
@@ -106,8 +105,8 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         else:
             assert not torch.equal(start, logits)
         still = {n for n, p in adapted.named_parameters() if p.requires_grad}
-        for _ in range(3):
-            # Of a product that starts at zero one factor has a gradient from the second step on, of three from the third.
+        for _ in range(2):
+            # Of a product that starts at zero one factor has a gradient from the second step on.
             assert math.isfinite(train_step(adapted, task))
             still -= {n for n in still if (g := adapted.get_parameter(n).grad) is not None and g.abs().max() > 0}
         assert not {n for n in still if not any(rests in n for rests in MAY_REST)}
@@ -184,7 +183,7 @@ def test_what_is_refused_is_counted():
 def test_every_method_says_where_it_comes_from_and_what_its_settings_are(method):
     m = METHODS[method]
     assert m.name == method
-    assert "arXiv:" in m.source or "doi:" in m.source or m.source == "PEFT's own"
+    assert any(mark in m.source for mark in ("arXiv:", "doi:", "openreview", "PEFT"))
     assert 0 < m.learning_rate < 1
     assert m.learning_rate_source
     assert m.settings.keys() == m.allowed.keys() >= m.spread.keys()
@@ -197,6 +196,10 @@ def test_nothing_on_is_an_adapter_of_no_parameters(bert):
     for values in ({"method": "lora", "lora.rank": 0}, {"method": "ia3", "ia3.layers": 0}):
         plan = plan_of(Candidate(values), bert)
         assert (plan.adapter_params, plan.sizes) == (0, {})
+
+
+SMALL = {"lora.rank": 2, "shira.rank": 1, "gralora.blocks": 1, "miss.rank": 8, "peanut.rank": 8}
+"""Settings with which a method fits such small models."""
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -219,12 +222,12 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     for method in METHODS.values():
         if task not in method.tasks:
             continue
-        if method.refuses({}, 32, anatomy):
-            assert architecture.refuses(method.name)
+        if method.refuses(settings_of(Candidate(SMALL), method.name), 32, anatomy):
+            assert architecture.refuses(method.name), method.name
             continue
         if (name, method.name) in KNOWN_FAILURES:
             continue
-        plan = plan_of(Candidate({"method": method.name, "bits": 32, "lora.rank": 2}), anatomy)
+        plan = plan_of(Candidate({"method": method.name, "bits": 32, **SMALL}), anatomy)
         torch.manual_seed(0)
         try:
             adapted = resident.attach(plan, task=task, head=anatomy.head)
