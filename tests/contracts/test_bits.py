@@ -22,6 +22,7 @@ SMALL = {
     "shira": {"shira.rank": 2},
     "miss": {"miss.rank": 8},
     "bat": {"method": "miss", "miss.rank": 8, "miss.form": "bat"},
+    "fourierft": {"fourierft.coefficients": 50},
 }
 """Those whose own defaults do not fit such small weights, and a variant."""
 CONFIGURATIONS = {
