@@ -43,6 +43,7 @@ class Linear:
         layer: Counts from 0 in forward order, encoder before decoder.
         bias: Whether it adds a bias.
         transposed: Whether its weight is stored (fan_in, fan_out), as that of GPT-2's Conv1D.
+        plain: Whether it is an nn.Linear itself, not of a class made of it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Linear:
     fan_out: int
     bias: bool = False
     transposed: bool = False
+    plain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ ARCHITECTURES = {
         _FUSED,
         norms_in_layers=2,
         sizes={"qkv": (64, 96)},
-        refused=_PREFIX,
+        refused=(*_PREFIX, "glora"),
     ),
     "mpt": Architecture(t.MptConfig(d_model=64, n_layers=2, n_heads=4, vocab_size=128), _LM, _FUSED, refused=_PREFIX),
     # The experts are no linears in transformers 5, so that only the attention can be adapted.
@@ -178,7 +178,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
-        refused=("road",),
+        refused=("road", "shira"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

@@ -6,7 +6,7 @@ Source: Chavan et al., arXiv:2306.07967.
 from __future__ import annotations
 
 from autopeft.anatomy import Anatomy, Linear
-from autopeft.methods.linears import PLACES, PLACES_ALLOWED, PLACES_SPREAD, names_of, one_size, targets_of, transposed
+from autopeft.methods.linears import PLACES, PLACES_ALLOWED, PLACES_SPREAD, names_of, one_size, targets_of
 from autopeft.methods.method import Build, Method, Settings, is_count
 
 WEIGHTS = ("lora", "vector", "constant")
@@ -46,8 +46,9 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """PEFT has it for nn.Linear only."""
-    return transposed(targets_of(settings, anatomy), "GLoRA")
+    """PEFT has it for nn.Linear itself only, not for the classes made of it."""
+    other = next((linear.name for linear in targets_of(settings, anatomy) if not linear.plain), "")
+    return f"PEFT has GLoRA for a plain nn.Linear only, which {other!r} is not" if other else ""
 
 
 METHOD = Method(

@@ -17,13 +17,21 @@ ALPHA_RULES = ("r", "2r")
 """Alpha as a multiple of each module's own rank; any other value of the setting is alpha itself."""
 
 
-def trainable_params(fan_in: int, fan_out: int, *, rank: int, dora: bool = False) -> int:
-    """Count one linear's trained scalars: ``rank * (fan_in + fan_out)``; DoRA's magnitude adds ``fan_out``.
+INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva")
+"""How the product begins: at zero (the first three), with the largest part of the weight, which is taken out of the base
+(pissa, exactly or nearly, and olora), or at zero with A along the inputs of the linear (eva)."""
+BIASES = ("none", "product", "linears")
+"""No bias is trained; one of the product; those of the adapted linears, in place."""
+_FROM_WEIGHTS = ("pissa", "pissa_niter_4", "olora")
+
+
+def trainable_params(fan_in: int, fan_out: int, *, rank: int, dora: bool = False, bias: bool = False) -> int:
+    """Count one linear's trained scalars: ``rank * (fan_in + fan_out)``; DoRA's magnitude and a bias add ``fan_out``.
 
     >>> trainable_params(4096, 1024, rank=8)
     40960
     """
-    return rank * (fan_in + fan_out) + (fan_out if dora else 0)
+    return rank * (fan_in + fan_out) + fan_out * (dora + bias)
 
 
 def alpha_of(rule: object, rank: int) -> float:
@@ -49,8 +57,18 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place a rank on every linear that is on: the layer's `rank` times the kind's `share`, rounded, at least 1."""
     dora = bool(settings.get("dora", False))
     ranks = ranks_at(settings, anatomy)
-    shapes = {linear.name: (linear.fan_in, linear.fan_out) for linear in anatomy.linears}
-    params = sum(trainable_params(*shapes[name], rank=rank, dora=dora) for name, rank in ranks.items())
+    bias, init = str(settings.get("bias", "none")), str(settings.get("init", "default"))
+    params = sum(
+        trainable_params(
+            x.fan_in,
+            x.fan_out,
+            rank=ranks[x.name],
+            dora=dora,
+            bias=bias == "product" or (bias == "linears" and x.bias),
+        )
+        for x in anatomy.linears
+        if x.name in ranks
+    )
     rule = settings.get("alpha", "2r")
     alphas = {name: alpha_of(rule, rank) for name, rank in ranks.items()}
     alpha, other_alphas = usual_and_other(alphas, alpha_of(rule, 1))
@@ -63,12 +81,38 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
         "use_rslora": bool(settings.get("rslora", False)),
         "use_dora": dora,
     }
+    if init != "default":
+        config["init_lora_weights"] = init
+    if bias != "none":
+        config |= {"lora_bias": True} if bias == "product" else {"bias": "lora_only"}
     return Build(ranks, params, config)
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """DoRA needs the weight's norm, which PEFT cannot take from bitsandbytes' int8."""
-    return "DoRA does not train on an 8-bit base; choose 4 or 16 bits" if bits == 8 and settings.get("dora") else ""
+    """DoRA needs the weight's norm, which PEFT cannot take from bitsandbytes' int8; an init or a bias may not fit."""
+    dora, init = bool(settings.get("dora")), str(settings.get("init", "default"))
+    bias = str(settings.get("bias", "none"))
+    ranks = ranks_at(settings, anatomy)
+    targets = [linear for linear in anatomy.linears if linear.name in ranks]
+    if bits == 8 and dora:
+        return "DoRA does not train on an 8-bit base; choose 4 or 16 bits"
+    if bits < 16 and init in (*_FROM_WEIGHTS, "orthogonal"):
+        return f"init {init} does not go with a quantised base; choose 16 bits, or another init"
+    if init in _FROM_WEIGHTS and (dora or bias != "none"):
+        return f"init {init} goes neither with DoRA nor with a bias"
+    if bias == "product" and (dora or init != "default"):
+        return "a bias of the product goes neither with DoRA nor with an init"
+    if bias == "product" and not all(linear.bias for linear in targets):
+        return "a bias of the product cannot be merged into linears that have none"
+    for linear in targets:
+        rank = ranks[linear.name]
+        if init == "orthogonal" and rank % 2:
+            return f"init orthogonal needs even ranks; {linear.name} has {rank}"
+        if init in (*_FROM_WEIGHTS, "eva") and rank > min(linear.fan_in, linear.fan_out):
+            return f"init {init} has no {rank} directions in {linear.name}, {linear.fan_out} x {linear.fan_in}"
+        if init == "olora" and linear.transposed:
+            return f"PEFT has no init olora for a Conv1D, which {linear.name!r} is"
+    return ""
 
 
 METHOD = Method(
@@ -83,6 +127,8 @@ METHOD = Method(
         "rslora": "scale by alpha / sqrt(r)",
         "dora": "train a magnitude beside the direction",
         "dropout": "dropout before the product",
+        "init": f"how the product begins: {', '.join(INITS)}",
+        "bias": f"whose biases are trained: {', '.join(BIASES)}",
     },
     allowed={
         **RANKS_ALLOWED,
@@ -90,6 +136,8 @@ METHOD = Method(
         "rslora": is_switch,
         "dora": is_switch,
         "dropout": lambda value: is_amount(value) and float(value) < 1,
+        "init": lambda value: value in INITS,
+        "bias": lambda value: value in BIASES,
     },
     build=build,
     spread=RANKS_SPREAD,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,20 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from autopeft.errors import SourceError, TrialError
 from autopeft.records import AdapterPlan
 from autopeft.trial.allocation import hold_ranks
+from autopeft.trial.initial import (
+    begin_with_inputs,
+    changed_by,
+    factors_of,
+    layers_of,
+    restore,
+    rewrites_base,
+    settle,
+)
 from autopeft.trial.model import ModelSource, load_base
 
 # PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
@@ -61,21 +70,47 @@ class Resident:
         self._children = {id(m): set(m._modules) for m in model.modules()}
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
+        self._copies: dict[str, Tensor] = {}
+        self._beginnings: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attach(self, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> PeftModel:
+    def attach(
+        self,
+        plan: AdapterPlan,
+        *,
+        task: str,
+        head: Mapping[str, int],
+        base: str = "",
+        sample: Sequence[Mapping[str, Tensor]] = (),
+    ) -> PeftModel:
         """Attach the adapter of a plan and make sure that it is what was planned.
+
+        Args:
+            sample: Batches to train on, for an adapter that begins with what it sees in them.
 
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
+        self._copies = changed_by(plan, self.model)
         adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
         hold_ranks(adapted)
         check_realised(adapted, plan, head_params=sum(head.values()))
+        if rewrites_base(plan):
+            self._beginnings = {name: factors_of(layer) for name, layer in layers_of(adapted)}
+        if plan.config.get("init_lora_weights") == "eva":
+            begin_with_inputs(adapted, sample)
         return adapted
+
+    def settle(self, adapted: PeftModel) -> None:
+        """Turn a trained adapter into the one that is judged and saved: one that goes on the base as it was."""
+        if self._beginnings:
+            restore(self.model, self._copies)
+            settle(adapted, self._beginnings)
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
         self._unwrap()
+        restore(self.model, self._copies)
+        self._copies, self._beginnings = {}, {}
         for module in self.model.modules():
             hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
             for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):

@@ -160,7 +160,12 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
     linears = tuple(
-        replace(linear, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
+        replace(
+            linear,
+            bias=module.bias is not None,
+            transposed=isinstance(module, Conv1D),
+            plain=type(module) is nn.Linear,
+        )
         for linear in describe_linears(shapes)
         if (module := model.get_submodule(linear.name))
     )

@@ -23,6 +23,9 @@ from autopeft.trial.model import ModelSource, checksum, load_base
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.train import train
 
+SAMPLE = 8
+"""Batches that an adapter may look at before it is trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Base:
@@ -109,10 +112,16 @@ class TrialWorker:
     def _train(self, unit: WorkUnit, base: _Base) -> Measurement:
         assert unit.plan is not None
         torch.manual_seed(unit.seed)
-        adapted = base.resident.attach(unit.plan, task=self._source.task, head=self._head, base=self._source.path)
         batches = [
             train_batch(self._data, step, batch_size=self._batch_size, seed=self._seed) for step in range(unit.steps)
         ]
+        adapted = base.resident.attach(
+            unit.plan,
+            task=self._source.task,
+            head=self._head,
+            base=self._source.path,
+            sample=[{name: t.to(self._device) for name, t in batch.items()} for batch in batches[:SAMPLE]],
+        )
         # The first step has no optimiser state yet, so the peak is among the others.
         sizes = [batch["input_ids"].numel() if step or unit.steps == 1 else 0 for step, batch in enumerate(batches)]
         training = train(
@@ -124,6 +133,7 @@ class TrialWorker:
             device=self._device,
             measured_step=sizes.index(max(sizes)),
         )
+        base.resident.settle(adapted)
         start = time.monotonic()
         metrics = evaluate(adapted, self._data, unit.split, device=self._device)
         evaluated = time.monotonic() - start

@@ -19,6 +19,7 @@ from autopeft.trial.train import train
 
 PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
 SMALL = {
+    "gaussian": {"method": "lora", "lora.rank": 4, "lora.init": "gaussian", "lora.bias": "linears"},
     "shira": {"shira.rank": 2},
     "miss": {"miss.rank": 8},
     "bat": {"method": "miss", "miss.rank": 8, "miss.form": "bat"},

@@ -31,6 +31,10 @@ CONFIGURATIONS = {
     **{name: {"method": name} for name in METHODS if name != "lora"},
     "shira": {"method": "shira", "shira.rank": 2},
     "bat": {"method": "miss", "miss.rank": 8, "miss.form": "bat"},
+    "pissa": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.init": "pissa", "lora.rslora": True},
+    "olora": {"method": "lora", "lora.rank": 4, "lora.init": "olora", "lora.dropout": 0.1},
+    "eva": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.init": "eva"},
+    "biases": {"method": "lora", "lora.rank": 4, "lora.bias": "linears"},
     "mini": {"method": "miss", "miss.rank": 8, "miss.form": "mini", "miss.width": 8},
 }
 SIBLINGS = [pair for pair in PAIRS if pair in (("llama", "causal-lm"), ("bert", "text-classification"))]
