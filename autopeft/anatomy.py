@@ -96,7 +96,8 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
         """Rebuild from plain values."""
-        return cls(**{name: value if name == "embedding" else tuple(value) for name, value in data.items()})
+        lists = {name: tuple(values) for name, values in data.items() if name != "embedding"}
+        return cls(embedding=data["embedding"], **lists)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class Architecture:
 _PREFIX = ("prefix_tuning", "cartridge")
 _PROMPTS = ("prompt_tuning", "p_tuning", *_PREFIX)
 
+SMALL = {"lora.rank": 2, "shira.rank": 1, "gralora.blocks": 1, "miss.rank": 8, "peanut.rank": 8}
+"""Settings with which a method fits such small models."""
+
 ARCHITECTURES = {
     "opt": Architecture(
         t.OPTConfig(
@@ -178,7 +181,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
-        refused=("road", "shira"),
+        refused=("road", "shira", "psoft"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

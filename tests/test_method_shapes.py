@@ -48,6 +48,7 @@ def test_the_block_of_c3a_is_the_largest_that_cuts_both_sides():
         ({"method": "boft", "boft.block": 8}, (100, 64), "blocks of 8 do not cut the 100 inputs"),
         ({"method": "boft", "boft.block": 8}, (100, 64), "; 4 cuts all"),
         ({"method": "road"}, (64, 33), "33, do not make pairs"),
+        ({"method": "psoft", "psoft.rank": 8}, (64, 5), "has 5 directions; 8 cannot be rotated"),
         ({"method": "frod"}, (60, 64), "whose inputs differ"),
         ({"method": "trainable_tokens", "trainable_tokens.tokens": 5000}, (64, 64), "126 different tokens; 5000"),
     ],

@@ -25,6 +25,7 @@ from autopeft.methods import (
     osf,
     peanut,
     prompts,
+    psoft,
     randlora,
     road,
     shira,
@@ -80,6 +81,7 @@ METHODS: Table[Method] = Table(
             adaption_prompt.METHOD,
             trainable_tokens.METHOD,
             frod.METHOD,
+            psoft.METHOD,
         )
     }
 )

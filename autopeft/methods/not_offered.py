@@ -47,6 +47,18 @@ NOT_OFFERED = (
         "its loss is not a number unless each token of its context is marked as template, input or label by hand",
     ),
     NotOffered(
+        "ADAMSS",
+        "AdaMSS",
+        "PEFT's own documentation",
+        "how much it trains depends on a clustering of the weights, so that it is not known before they are read",
+    ),
+    NotOffered(
+        "LILY",
+        "Lily",
+        "PEFT's own documentation",
+        "what it shares between layers goes by the end of a name; of modules that are named whole, it shares nothing",
+    ),
+    NotOffered(
         "SHADOW",
         "ShadowPEFT",
         "PEFT's own documentation",

@@ -100,6 +100,7 @@ of("beft", {}, {**SOME, **ATTENTION})
 of("adaption_prompt", {}, {"tokens": 3, "top": 2})
 of("trainable_tokens", {}, {"tokens": 99})
 of("frod", {}, {"density": 0.003, **SOME, **ATTENTION})
+of("psoft", {}, {"rank": 5, **SOME, **ATTENTION})
 of("cartridge", *({"tokens": n} for n in (2, 7)))
 
 

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, SMALL
 from configurations import MAY_REST, OTHERS, candidates, cases, intended_rank
 from families import LABELS, PAIRS, TOKENS, batch_of
 from peft.tuners.ia3 import IA3Layer
@@ -196,10 +196,6 @@ def test_nothing_on_is_an_adapter_of_no_parameters(bert):
     for values in ({"method": "lora", "lora.rank": 0}, {"method": "ia3", "ia3.layers": 0}):
         plan = plan_of(Candidate(values), bert)
         assert (plan.adapter_params, plan.sizes) == (0, {})
-
-
-SMALL = {"lora.rank": 2, "shira.rank": 1, "gralora.blocks": 1, "miss.rank": 8, "peanut.rank": 8}
-"""Settings with which a method fits such small models."""
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -61,6 +61,28 @@ def test_the_loss_of_cpt_without_marks_is_not_a_number(adapted):
     assert math.isnan(adapted("CPT")(**batch_of("causal-lm")).loss.item())
 
 
+def test_how_much_adamss_trains_depends_on_the_weights(source_of):
+    def trained(rows):
+        base = load_base(source_of("llama", "causal-lm"), bits=32, device="cpu")
+        for name, module in base.named_modules():
+            if name.endswith("q_proj"):
+                module.weight.data[rows:] = module.weight.data[:1]
+        config = peft.AdamssConfig(r=8, num_subspaces=3, subspace_rank=2, target_modules=["q_proj"])
+        return sum(p.numel() for p in peft.get_peft_model(base, config).parameters() if p.requires_grad)
+
+    assert trained(1) != trained(64)
+
+
+def test_lily_shares_nothing_between_modules_that_are_named_whole(source_of):
+    def trained(names):
+        base = load_base(source_of("llama", "causal-lm"), bits=32, device="cpu")
+        config = peft.LilyConfig(r=4, stride_A=3, target_modules=names)
+        return sum(p.numel() for p in peft.get_peft_model(base, config).parameters() if p.requires_grad)
+
+    whole = [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
+    assert trained(whole) == 3 * trained(whole[:1]) > trained(["q_proj"])
+
+
 def test_parts_of_shadow_never_get_a_gradient(adapted):
     model = adapted("SHADOW")
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
