@@ -66,6 +66,30 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Bias:
+    """A bias and its scalars: of a linear, with that linear's kind, or of a norm, of kind "norm".
+
+    Attributes:
+        name: Name of the parameter.
+        layer: None outside the layers.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Everything of one layer: the module that holds it, and its parameters, each counted where it first appears."""
+
+    name: str
+    layer: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptShape:
     """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`, the size of an embedding; a
     prefix has, for each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where
@@ -109,6 +133,8 @@ class Anatomy:
         head: Top-level module -> parameters, of a task head that is new and trained whole.
         dtype_bits: Bits of a parameter in the checkpoint, 16 or 32.
         outer_linear: Scalars of the linears outside the layers that see every token: a language model's head.
+        biases: Those of linears and norms, without a new task head's.
+        blocks: The layers in order, as modules.
     """
 
     model_type: str
@@ -122,6 +148,8 @@ class Anatomy:
     dtype_bits: int = 32
     vocabulary: Vocabulary = Vocabulary("")
     outer_linear: int = 0
+    biases: tuple[Bias, ...] = ()
+    blocks: tuple[Block, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -152,6 +180,8 @@ class Anatomy:
                 "norms": tuple(Norm(**x) for x in data["norms"]),
                 "prompt": PromptShape(**data["prompt"]),
                 "vocabulary": Vocabulary.from_dict(data.get("vocabulary", {"embedding": ""})),
+                "biases": tuple(Bias(**x) for x in data.get("biases", ())),
+                "blocks": tuple(Block(**x) for x in data.get("blocks", ())),
             }
         )
 

@@ -38,7 +38,9 @@ class Architecture:
         """Say whether a method must be refused; adaption prompts are for a few families, and tokens for their task."""
         if method == "adaption_prompt":
             return self.config.model_type not in ("llama", "mistral", "gpt2")
-        return method in self.refused
+        # A hybrid is refused with any of its parts, which go by short names there.
+        short = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
+        return any(short.get(part, part) in self.refused for part in method.split("+"))
 
     @property
     def trains_in_all(self) -> bool:

@@ -13,7 +13,7 @@ from families import CONFIGS, LABELS
 
 from autopeft.anatomy import Anatomy
 from autopeft.problem import plan_of
-from autopeft.records import Candidate, WorkUnit
+from autopeft.records import Candidate, Recipe, WorkUnit
 from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
 from autopeft.trial.worker import TrialWorker
@@ -79,7 +79,6 @@ def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes:
         "source": asdict(source),
         "head": dict(anatomy.head),
         "metric": METRIC[source.task],
-        "batch_size": 4,
         "data_seed": 0,
         "device": "cpu",
         "threads": 1,
@@ -89,5 +88,6 @@ def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes:
 
 def make_unit(anatomy: Anatomy, values: dict[str, Any], *, trial: int = 0, steps: int = 6, **changes: Any) -> WorkUnit:
     candidate = Candidate({"bits": 32, **values})
-    fields = {"seed": 0, "plan": plan_of(candidate, anatomy), "head_params": anatomy.head_params, **changes}
+    plan = plan_of(candidate, anatomy, recipe=Recipe(0.0, batch_size=4))
+    fields = {"seed": 0, "plan": plan, "head_params": anatomy.head_params, **changes}
     return WorkUnit(trial=trial, candidate=candidate, steps=steps, **fields)

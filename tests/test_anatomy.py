@@ -80,6 +80,24 @@ def test_what_peft_cannot_train_on_an_architecture_is_refused(name, read):
     assert refused == {name for name in METHODS if expected.refuses(name)}
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_biases_and_blocks_are_all_that_the_real_model_has(name, read):
+    expected = ARCHITECTURES[name]
+    anatomy = read(expected.config, expected.task)
+    expected.config.num_labels = 5
+    with torch.device("meta"):
+        model = AUTO_CLASSES[expected.task].from_config(expected.config)
+    real = {n: p.numel() for n, p in model.named_parameters() if n.partition(".")[0] not in anatomy.head}
+    assert {b.name: b.params for b in anatomy.biases} == {n: size for n, size in real.items() if n.endswith(".bias")}
+    kinds = {x.name: (x.kind, x.layer) for x in anatomy.linears} | {x.name: ("norm", x.layer) for x in anatomy.norms}
+    for bias in anatomy.biases:
+        assert kinds.get(bias.name.removesuffix(".bias"), (bias.kind, None)) == (bias.kind, bias.layer)
+    assert [b.layer for b in anatomy.blocks] == list(range(expected.layers))
+    for block in anatomy.blocks:
+        assert block.params == sum(p.numel() for p in model.get_submodule(block.name).parameters())
+        assert all(x.name.startswith(f"{block.name}.") for x in anatomy.linears if x.layer == block.layer)
+
+
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 def test_kinds_of_the_families(family, task, anatomy_of):
     kinds = {

@@ -22,7 +22,7 @@ class Build:
     Attributes:
         sizes: Module name -> rank, or 1 for a vector; empty for the prompt methods.
         params: Trained scalars, without a task head.
-        config: Fields of PEFT's adapter configuration, `peft_type` among them.
+        config: Fields of PEFT's adapter configuration, `peft_type` among them; or of one of ours; see `AdapterPlan`.
     """
 
     sizes: Mapping[str, int]
@@ -70,6 +70,7 @@ class Method:
         starts_at_identity: Whether the untrained adapter leaves the model's output as it was.
         reaches_kinds: Whether it is placed on kinds of module and layers (the prompt methods are not).
         takes_positions: Whether its setting `tokens` takes positions of the model, before the text.
+        reference: Whether it is there to be compared with, and never searched under a parameter budget.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Method:
     starts_at_identity: bool = True
     reaches_kinds: bool = True
     takes_positions: bool = False
+    reference: bool = False
 
 
 def number(setting: Scalar | Mapping[str, Scalar] | None, default: float) -> float:

@@ -24,7 +24,7 @@ from autopeft.trial.selection import (
     split_off,
     survey_rows,
 )
-from autopeft.trial.tokens import IGNORED, encode_answers, encode_classes
+from autopeft.trial.tokens import IGNORED, closing_tokens, encode_answers, encode_classes
 
 _TRAINED_ON: Mapping[tuple[str, ...], str] = {
     ("messages",): "the turns of the assistant, rendered by the chat template",
@@ -33,7 +33,14 @@ _TRAINED_ON: Mapping[tuple[str, ...], str] = {
 _TRAINED_ON_ANSWER = "the answer and EOS, a line break between prompt and answer where there is no white space"
 
 
-def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_positions: int | None) -> Prepared:
+def prepare(
+    request: SearchRequest,
+    tokenizer: Any,
+    *,
+    task: str = "auto",
+    max_positions: int | None,
+    batch_size: int | None = None,
+) -> Prepared:
     """Read the data of a request and tokenise what a search reads of it.
 
     Train rows are at most ``steps * batch_size``, validation rows `eval_rows`, test rows twice that; which ones, is
@@ -43,6 +50,7 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
         tokenizer: The model's tokenizer, of transformers.
         task: What to learn; "auto" decides by the columns. `Prepared.task` says what was decided.
         max_positions: Tokens the model can take; None for no limit.
+        batch_size: The largest of any candidate; by default the request's.
 
     Raises:
         SourceError: If the data cannot be read or trained on; the message names what and where.
@@ -62,7 +70,7 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
     if max_length < request.max_length:
         notes.append(f"max_length {request.max_length} was reduced to {max_length}, which is what the model can take.")
     wanted = {
-        "train": request.steps * request.batch_size,
+        "train": request.steps * (batch_size or request.batch_size),
         "validation": request.eval_rows,
         "test": request.eval_rows * 2,
     }
@@ -95,6 +103,7 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
         rows_found={split: len(survey) for split, survey in surveys.items()},
         notes=tuple(notes),
         fingerprint=fingerprint(tables, label_names),
+        closing=_closing(layout, columns, tokenizer),
     )
 
 
@@ -180,3 +189,9 @@ def _max_length(wanted: int, max_positions: int | None, tokenizer: Any) -> int:
 
 def _pad_id(tokenizer: Any) -> int:
     return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
+
+
+def _closing(layout: Layout, columns: Mapping[str, str], tokenizer: Any) -> int | None:
+    if layout.task == "causal-lm":
+        return 0  # a cut answer has no end to say
+    return None if "text_pair" in columns else closing_tokens(tokenizer)

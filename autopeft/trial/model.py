@@ -20,6 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from autopeft.anatomy import (
     UNQUANTISED,
     Anatomy,
+    Bias,
+    Block,
     Norm,
     PromptShape,
     Task,
@@ -28,7 +30,9 @@ from autopeft.anatomy import (
     number_layers,
     place_of,
 )
-from autopeft.errors import SourceError
+from autopeft.errors import RequestError, SourceError
+from autopeft.records import BaseFormat
+from autopeft.trial.memory import ran_out_of_memory
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -141,6 +145,26 @@ def position_limit(path: str) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> None:
+    """Make sure that a model can be trained in the ways that are asked for.
+
+    Raises:
+        RequestError: If it cannot, as far as its class tells.
+        SourceError: If it cannot be read.
+    """
+    found = AUTO_CLASSES[source.task]._model_mapping[type(load_config(source))]
+    kind = found[0] if isinstance(found, tuple) else found
+    faults = []
+    if packed and "position_ids" not in inspect.signature(kind.forward).parameters:
+        faults.append(
+            f"packing: {kind.__name__} takes no position_ids, so texts in a row would see each other; drop it"
+        )
+    if checkpointed and not kind.supports_gradient_checkpointing:
+        faults.append(f"gradient_checkpointing: {kind.__name__} has none; drop it")
+    if faults:
+        raise RequestError(*faults)
+
+
 def read_anatomy(source: ModelSource) -> Anatomy:
     """Read what a model is made of: built on the meta device, so no weight is loaded.
 
@@ -150,8 +174,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
     config = load_config(source)
     with torch.device("meta"):
         model = AUTO_CLASSES[source.task].from_config(config)
-    head = _head(model, source.task)
-    shapes, norms = [], []
+    head = head_of(model, source.task)
+    shapes, norms, biases = [], [], []
     for name, module in model.named_modules():
         if name.partition(".")[0] in head:
             continue
@@ -159,6 +183,10 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             shapes.append((name, *shape))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
+        else:
+            continue
+        if (bias := module._parameters.get("bias")) is not None:
+            biases.append((name, bias.numel()))
     linears = tuple(
         replace(
             linear,
@@ -170,23 +198,42 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         if (module := model.get_submodule(linear.name))
     )
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
+    kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
+    in_blocks = dict.fromkeys(layers, 0)
+    for name, parameter in model.named_parameters():
+        if (place := place_of(name)) and (place.stack, place.index) in in_blocks:
+            in_blocks[place.stack, place.index] += parameter.numel()
     return Anatomy(
         model_type=config.model_type,
         task=source.task,
         base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
         n_layers=1 + max((linear.layer for linear in linears), default=-1),
         linears=linears,
-        norms=tuple(
-            Norm(name, layers.get((place.stack, place.index)) if (place := place_of(name)) else None, params)
-            for name, params in norms
-        ),
+        norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
         prompt=_prompt_shape(model),
         head=head,
-        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        dtype_bits=checkpoint_bits(config),
         vocabulary=_vocabulary(model),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
+        biases=tuple(
+            Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
+            for name, params in biases
+        ),
+        blocks=tuple(
+            Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
+        ),
     )
+
+
+def checkpoint_bits(config: Any) -> int:
+    """Give the bits of a parameter in the checkpoint of a configuration."""
+    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
+
+
+def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:
+    place = place_of(name)
+    return None if place is None else layers.get((place.stack, place.index))
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -206,7 +253,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
-def _head(model: Any, task: Task) -> dict[str, int]:
+def head_of(model: Any, task: Task) -> dict[str, int]:
     """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
     if task != "text-classification":
         return {}
@@ -248,27 +295,42 @@ def _prompt_shape(model: Any) -> PromptShape:
     return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
 
 
-def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> Any:
-    """Load the frozen base at a bit-width: 32 and 16 are fp32 and bf16, 8 is LLM.int8, 4 is nf4 twice quantised.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def dtype_of(base: BaseFormat, device: str) -> torch.dtype:
+    """Give what a base computes in, and holds the weights in that are not quantised."""
+    if base.bits == 32:
+        return torch.float32
+    if base.compute_dtype != "auto":
+        return DTYPES[base.compute_dtype]
+    return torch.float32 if base.bits in (4, 8) and device == "cpu" else torch.bfloat16
+
+
+def load_base(source: ModelSource, base: BaseFormat, *, device: str, seed: int = 0) -> Any:
+    """Load the frozen base in a format.
 
     A new task head is drawn from `seed`, so that it is the same in every worker.
 
     Raises:
         SourceError: If the weights cannot be read.
+        MemoryError, torch.OutOfMemoryError: If they do not fit.
     """
     config = load_config(source)
-    dtype = torch.float32 if bits == 32 or (device == "cpu" and bits != 16) else torch.bfloat16
+    dtype = dtype_of(base, device)
     # A checkpoint that was made for other classes has a head of another size; its place takes a new one.
     other_head = source.task == "text-classification"
     options: dict[str, Any] = {"dtype": dtype, "config": config, "ignore_mismatched_sizes": other_head}
-    if bits in (4, 8):
-        options |= {"quantization_config": quantization(bits, dtype, source), "device_map": {"": device}}
+    if base.bits in (4, 8):
+        options |= {"quantization_config": quantization(base, dtype), "device_map": {"": device}}
     torch.manual_seed(seed)
     try:
         model = AUTO_CLASSES[source.task].from_pretrained(source.path, **options)
     except (OSError, ValueError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise SourceError(_unreadable(source.path, error)) from error
-    if bits not in (4, 8):
+    if base.bits not in (4, 8):
         model.to(device)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks weights in eval mode and never back: wrong gradients after.
@@ -279,15 +341,15 @@ def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> 
     return model.eval()
 
 
-def quantization(bits: int, compute_dtype: torch.dtype, source: ModelSource) -> Any:
+def quantization(base: BaseFormat, compute_dtype: torch.dtype) -> Any:
     """Give the bitsandbytes configuration of a 4- or 8-bit base; a task head stays unquantised."""
     keep = list(UNQUANTISED)
-    if bits == 8:
+    if base.bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=base.quant_type,
+        bnb_4bit_use_double_quant=base.double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=keep,
     )

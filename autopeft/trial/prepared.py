@@ -39,6 +39,8 @@ class Prepared:
         rows_found: Rows a split had before rows were chosen.
         notes: Sentences for the user: everything that was decided or changed on the way.
         fingerprint: SHA-256 of the tables and the label names.
+        closing: Tokens that end a row of a classifier (SEP, EOS) and stay when it is cut; None where rows are pairs
+            of texts, of which only the tokenizer can tell what to cut.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Prepared:
     rows_found: Mapping[str, int]
     notes: tuple[str, ...]
     fingerprint: str
+    closing: int | None = 0
 
     def tables(self) -> dict[str, pa.Table]:
         """Give the splits that there are, by name."""
@@ -81,6 +84,7 @@ class Prepared:
             "rows": {name: table.num_rows for name, table in self.tables().items()},
             "notes": list(self.notes),
             "fingerprint": self.fingerprint,
+            "closing": self.closing,
         }
 
 
@@ -133,6 +137,7 @@ def read_prepared(folder: Path) -> Prepared:
             rows_found=card["rows_found"],
             notes=tuple(card["notes"]),
             fingerprint=card["fingerprint"],
+            closing=card["closing"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedRunError(

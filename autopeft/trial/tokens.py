@@ -149,9 +149,18 @@ def _predicted_bytes(ids: Sequence[int], answer: Sequence[bool], tokenizer: Any)
 
 def _customary_start(tokenizer: Any) -> list[int]:
     """Give the tokens that the tokenizer puts before any text: BOS, CLS or none."""
+    return _around(tokenizer)[0]
+
+
+def closing_tokens(tokenizer: Any) -> int:
+    """Count the tokens that the tokenizer puts after any text: SEP, EOS or none."""
+    return len(_around(tokenizer)[1])
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     whole, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     at = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return list(whole[:at])
+    return list(whole[:at]), list(whole[at + len(plain) :])
 
 
 def _encode_chats(rows: Sequence[Row], numbers: Sequence[int], tokenizer: Any) -> Iterator[Encoded]:

@@ -21,6 +21,7 @@ LORA: list[Mapping[str, Any]] = [
     {"lora.rank[0/query]": 2, "lora.rank[0/qkv]": 2, "lora.rank[1/down]": 4, "lora.rank[1/up]": 5},
     {"lora.rank": 8, "lora.dropout": 0.1, "lora.alpha": "r", "lora.rslora": True},
 ]
+_AUTOPEFT = "serial+parallel+prefix"
 
 
 def _rest(method: str) -> dict[str, float]:
@@ -74,6 +75,52 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
     "deft": [{"deft.rank": 4}, {"deft.rank": 99, "deft.projection": "qr"}],
     "supertuning": [{}, {"supertuning.density": 0.1, "supertuning.rank": 2, "supertuning.largest": False}],
     "p_tuning": [{"p_tuning.tokens": t, "p_tuning.width": w} for t, w in product((1, 7), (8, 24))],
+    **{
+        name: [
+            {},
+            {f"{name}.attention": 0, f"{name}.feed_forward": 5, f"{name}.activation": "gelu"},
+            {
+                f"{name}.layers[0-1]": 1,
+                f"{name}.attention[0]": 3,
+                f"{name}.feed_forward[0]": 2,
+                f"{name}.feed_forward[1-9]": 4,
+                f"{name}.activation": "silu",
+                f"{name}.scaling": 2.0,
+            },
+        ]
+        for name in ("serial_adapter", "parallel_adapter")
+    },
+    "bitfit": [
+        {},
+        {"bitfit.norms": False, "bitfit.outer": False},
+        {"bitfit.layers[1]": 1, "bitfit.kinds[query]": 1, "bitfit.kinds[qkv]": 1, "bitfit.kinds[down]": 1},
+    ],
+    "full": [{}],
+    "top_layers": [{"top_layers.top": 1}, {"top_layers.top": 2}],
+    "serial+parallel+prefix": [
+        {
+            f"{_AUTOPEFT}.serial.feed_forward": 3,
+            f"{_AUTOPEFT}.parallel.feed_forward": 6,
+            f"{_AUTOPEFT}.prefix.tokens": 1,
+        },
+        {
+            f"{_AUTOPEFT}.layers[0]": 0,
+            f"{_AUTOPEFT}.layers[1-9]": 1,
+            f"{_AUTOPEFT}.serial.feed_forward": 0,
+            f"{_AUTOPEFT}.parallel.feed_forward": 6,
+            f"{_AUTOPEFT}.prefix.tokens": 0,
+        },
+    ],
+    "parallel+prefix": [{"parallel+prefix.parallel.feed_forward": 5, "parallel+prefix.prefix.tokens": 4}],
+    "lora+bitfit": [
+        {"lora+bitfit.lora.rank": 2},
+        {"lora+bitfit.lora.rank": 0, "lora+bitfit.bitfit.layers[0]": 1},
+        {"lora+bitfit.lora.rank[0]": 4, "lora+bitfit.lora.dora": True, "lora+bitfit.bitfit.norms": False},
+    ],
+    "lora+serial": [{"lora+serial.lora.rank": 2, "lora+serial.serial.feed_forward[0-1]": 4}],
+    "lora+parallel": [{"lora+parallel.lora.rank[1]": 2, "lora+parallel.parallel.feed_forward": 4}],
+    "lora+prompt": [{"lora+prompt.lora.rank": 2, "lora+prompt.prompt.tokens": 3}],
+    "lora+ia3": [{"lora+ia3.lora.rank": 2}, {"lora+ia3.lora.rank": 2, "lora+ia3.ia3.layers[1]": 1}],
 }
 
 SOME = {"layers[0]": 0, "layers[1-9]": 1}
@@ -112,7 +159,9 @@ def candidates(method: str) -> list[Candidate]:
     return [Candidate({"method": method, "bits": 32, **values}) for values in OTHERS[method]]
 
 
-EVERYWHERE = ("lora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning")
+OWN = ("serial_adapter", "parallel_adapter", "bitfit", "full", "top_layers")
+HYBRIDS = tuple(name for name in OTHERS if "+" in name)
+EVERYWHERE = ("lora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning", *OWN, *HYBRIDS)
 """Methods that are tried in all ways on all families and tasks; of the others, which are built alike, the first
 configuration is tried on one task of each family, and the rest on the first pair."""
 

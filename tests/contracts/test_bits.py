@@ -12,8 +12,9 @@ from families import batch_of
 
 from autopeft.methods import METHODS
 from autopeft.problem import plan_of, unfit
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.adapters import Resident
+from autopeft.trial.compose import plain_name
 from autopeft.trial.model import checksum, load_base, tensors_of
 from autopeft.trial.train import train
 
@@ -64,9 +65,9 @@ def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits
         start = {n: p.detach().float().clone() for n, p in adapted.named_parameters() if p.requires_grad}
         training = train(
             adapted,
-            batch_at=lambda step: batch_of(task),
+            parts_at=lambda step: [batch_of(task)],
             steps=4,
-            learning_rate=plan.learning_rate,
+            recipe=plan.recipe,
             seed=0,
             device="cpu",
             measured_step=1,
@@ -88,7 +89,7 @@ def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits
 
 def dense_twin(quantised, source):
     """Load the base in 32 bits and give it the weights that the quantised one stands for."""
-    dense = load_base(source, bits=32, device="cpu")
+    dense = load_base(source, BaseFormat(32), device="cpu")
     replaced = 0
     for name, module in quantised.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -117,7 +118,8 @@ def gradients(resident, plan, anatomy):
         torch.manual_seed(5)
         out = adapted(**batch_of(anatomy.task))
         out.loss.backward()
-        return out.logits.detach(), {n: p.grad.clone() for n, p in trained.items()}
+        # A bias of a quantised linear stands beside it; by its plain name it is the same.
+        return out.logits.detach(), {plain_name(n): p.grad.clone() for n, p in trained.items()}
     finally:
         resident.detach()
 
@@ -131,7 +133,7 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
     wrong scale or a repacked weight gives (of order 1).
     """
     anatomy, source = anatomy_of(family, task), source_of(family, task)
-    quantised = load_base(source, bits=bits, device="cpu")
+    quantised = load_base(source, BaseFormat(bits), device="cpu")
     twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
     compared = 0
     for name in CONFIGURATIONS:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from autopeft.trial.batches import collate, evaluation_batches, train_batch
+from autopeft.records import Recipe
+from autopeft.trial.batches import collate, evaluation_batches, train_parts
 from autopeft.trial.prepared import Prepared, fingerprint
 
 
@@ -25,13 +26,18 @@ def make_prepared(n=10, task="causal-lm") -> Prepared:
     return Prepared("x", task, table, table, None, (), 9, 128, {}, (), fingerprint(tables, ()))
 
 
+def train_batch(prepared, step, *, rows, seed):
+    (batch,) = train_parts(prepared, step, recipe=Recipe(1.0, batch_size=rows), seed=seed)
+    return batch
+
+
 def rows_of(batch):
     return [int(ids[0]) // 100 for ids in batch["input_ids"]]
 
 
 def test_every_pass_reads_every_row_once_in_its_own_order():
     prepared = make_prepared()
-    read = [row for step in range(20) for row in rows_of(train_batch(prepared, step, batch_size=3, seed=1))]
+    read = [row for step in range(20) for row in rows_of(train_batch(prepared, step, rows=3, seed=1))]
     assert len(read) == 60
     passes = [read[i : i + 10] for i in range(0, 60, 10)]
     assert all(sorted(order) == list(range(10)) for order in passes)
@@ -40,17 +46,17 @@ def test_every_pass_reads_every_row_once_in_its_own_order():
 
 def test_a_batch_depends_on_seed_and_step_alone():
     prepared = make_prepared()
-    late = train_batch(prepared, 7, batch_size=4, seed=3)
+    late = train_batch(prepared, 7, rows=4, seed=3)
     for step in range(7):
-        train_batch(prepared, step, batch_size=4, seed=3)
-    again = train_batch(prepared, 7, batch_size=4, seed=3)
+        train_batch(prepared, step, rows=4, seed=3)
+    again = train_batch(prepared, 7, rows=4, seed=3)
     assert all(torch.equal(late[name], again[name]) for name in late)
-    others = [rows_of(train_batch(prepared, 7, batch_size=4, seed=seed)) for seed in range(5)]
+    others = [rows_of(train_batch(prepared, 7, rows=4, seed=seed)) for seed in range(5)]
     assert len({tuple(order) for order in others}) > 1
 
 
 def test_a_batch_larger_than_the_data():
-    batch = train_batch(make_prepared(n=3), 0, batch_size=8, seed=0)
+    batch = train_batch(make_prepared(n=3), 0, rows=8, seed=0)
     assert sorted(Counter(rows_of(batch)).values()) == [2, 3, 3]
 
 

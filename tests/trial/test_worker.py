@@ -13,6 +13,7 @@ from small_run import make_run_dir, make_unit, make_worker, pretrained
 from autopeft.errors import DamagedRunError, OutOfMemoryTrialError, SourceError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
+from autopeft.records import BaseFormat
 from autopeft.trial import worker as worker_module
 from autopeft.trial.model import checksum, read_anatomy
 
@@ -139,7 +140,7 @@ def test_a_unit_that_fails_midway_leaves_the_base_clean(method, setting, workers
         patch.setattr(worker_module, "evaluate", evaluate)
         with pytest.raises(RuntimeError, match="cut off"):
             worker.run(unit)
-    base = worker._bases[32]
+    base = worker._bases.get(BaseFormat(32))
     assert checksum(base.resident.model) == base.checksum
     assert told(worker.run(unit)) == good
 
@@ -151,13 +152,13 @@ def test_a_changed_base_is_a_failure_and_is_loaded_anew(setting, monkeypatch):
 
     def evaluate(model, *args, **kwargs):
         with torch.no_grad():
-            worker._bases[32].resident.model.bert.pooler.dense.bias[5] += 1e-3
+            worker._bases.get(BaseFormat(32)).resident.model.bert.pooler.dense.bias[5] += 1e-3
         return original(model, *args, **kwargs)
 
     monkeypatch.setattr(worker_module, "evaluate", evaluate)
     with pytest.raises(TrialError, match="ia3 changed the frozen base model; its result is not to be trusted"):
         worker.run(unit)
-    assert 32 not in worker._bases
+    assert BaseFormat(32) not in worker._bases
     monkeypatch.undo()
     assert told(worker.run(unit)) == good
 
@@ -165,11 +166,11 @@ def test_a_changed_base_is_a_failure_and_is_loaded_anew(setting, monkeypatch):
 def test_a_base_that_cannot_be_cleaned_is_loaded_anew(setting, monkeypatch):
     worker, unit = make_worker(*setting["bert"]), make_unit(setting["bert"][2], METHOD_VALUES["ia3"])
     good = told(worker.run(unit))
-    monkeypatch.setattr(type(worker._bases[32].resident), "detach", lambda self: 1 / 0)
+    monkeypatch.setattr(type(worker._bases.get(BaseFormat(32)).resident), "detach", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         worker.run(unit)
     monkeypatch.undo()
-    assert 32 not in worker._bases
+    assert BaseFormat(32) not in worker._bases
     assert told(worker.run(unit)) == good
 
 
@@ -202,10 +203,10 @@ def test_bases_of_several_bits_do_not_touch_each_other(setting):
 def test_a_dropped_base_is_freed_without_a_collection(setting):
     worker = make_worker(*setting["bert"])
     worker.run(make_unit(setting["bert"][2], METHOD_VALUES["lora"]))
-    model = weakref.ref(worker._bases[32].resident.model)
+    model = weakref.ref(worker._bases.get(BaseFormat(32)).resident.model)
     gc.disable()
     try:
-        worker._bases.clear()
+        worker._bases.drop(BaseFormat(32))
         assert model() is None
     finally:
         gc.enable()
