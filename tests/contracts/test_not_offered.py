@@ -12,7 +12,7 @@ from families import batch_of
 from autopeft.methods import METHODS
 from autopeft.methods.not_offered import NOT_OFFERED
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.model import load_base
 
 MORE = {
@@ -29,7 +29,7 @@ def adapted(source_of):
     """Give a small Llama with a method of PEFT on it: name -> model."""
 
     def adapt(peft_type):
-        base = load_base(source_of("llama", "causal-lm"), bits=32, device="cpu")
+        base = load_base(source_of("llama", "causal-lm"), BaseFormat(32), device="cpu")
         kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[peft_type]]
         torch.manual_seed(0)
         return peft.get_peft_model(base, kind(task_type="CAUSAL_LM", **MORE[peft_type])).train()
@@ -63,7 +63,7 @@ def test_the_loss_of_cpt_without_marks_is_not_a_number(adapted):
 
 def test_how_much_adamss_trains_depends_on_the_weights(source_of):
     def trained(rows):
-        base = load_base(source_of("llama", "causal-lm"), bits=32, device="cpu")
+        base = load_base(source_of("llama", "causal-lm"), BaseFormat(32), device="cpu")
         for name, module in base.named_modules():
             if name.endswith("q_proj"):
                 module.weight.data[rows:] = module.weight.data[:1]
@@ -75,7 +75,7 @@ def test_how_much_adamss_trains_depends_on_the_weights(source_of):
 
 def test_lily_shares_nothing_between_modules_that_are_named_whole(source_of):
     def trained(names):
-        base = load_base(source_of("llama", "causal-lm"), bits=32, device="cpu")
+        base = load_base(source_of("llama", "causal-lm"), BaseFormat(32), device="cpu")
         config = peft.LilyConfig(r=4, stride_A=3, target_modules=names)
         return sum(p.numel() for p in peft.get_peft_model(base, config).parameters() if p.requires_grad)
 
