@@ -190,7 +190,8 @@ def methods(*, as_json: Json = False) -> None:
         offered = [{**row, "settings": dict(METHODS[str(row["name"])].settings)} for row in rows]
         print_json({"offered": offered, "not offered": [asdict(method) for method in NOT_OFFERED]})
         return
-    print_table(list(rows[0]), [list(row.values()) for row in rows])
+    columns = [name for name in rows[0] if name not in ("title", "learning rate from")]
+    print_table(columns, [[row[name] for name in columns] for row in rows])
     print("\nNot offered, though PEFT has them:\n")
     print_table(["title", "source", "reason"], [[m.title, m.source, m.reason] for m in NOT_OFFERED])
 
