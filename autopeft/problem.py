@@ -42,6 +42,17 @@ def plan_of(
     )
 
 
+def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:
+    """Say why a method cannot be trained on a model, whatever its size and recipe; "" if it can."""
+    method = METHODS[str(candidate["method"])]
+    bits = format_of(candidate, base or BaseFormat(anatomy.dtype_bits)).bits
+    if bits not in method.bits:
+        return f"{method.name} does not train on a base of {bits} bits"
+    if anatomy.task not in method.tasks:
+        return f"{method.name} is not for {anatomy.task}"
+    return method.refuses(settings_of(candidate, method.name), bits, anatomy)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is searched.
@@ -107,13 +118,8 @@ class Problem:
         method = METHODS[str(candidate["method"])]
         if method.reference and self.parameter_limit is not None:
             return f"{method.name} is a reference to compare with, and not for a budget; search it with --budget none"
-        bits = format_of(candidate, self.base or BaseFormat(self.anatomy.dtype_bits)).bits
         recipe = recipe_of(candidate, self.recipe, learning_rate=0.0)
-        if bits not in method.bits:
-            return f"{method.name} does not train on a base of {bits} bits"
-        if self.anatomy.task not in method.tasks:
-            return f"{method.name} is not for {self.anatomy.task}"
-        if reason := method.refuses(settings_of(candidate, method.name), bits, self.anatomy):
+        if reason := unfit(candidate, self.anatomy, self.base):
             return reason
         if reason := conflict(recipe, task=self.anatomy.task):
             return reason
