@@ -17,7 +17,7 @@ from typing import Any, Literal
 KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
 """The kinds every model is described in; a linear of none is a "router", or its own leaf name is its kind."""
 
-Task = Literal["text-classification", "causal-lm"]
+Task = Literal["text-classification", "causal-lm", "seq2seq-lm"]
 
 UNQUANTISED = ("lm_head", "classifier", "score", "pre_classifier", "classification_head")
 """Modules that stay unquantised in a base of 8 or 4 bits: heads, which are trained or decide every token."""
@@ -81,14 +81,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class PromptShape:
-    """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`, the size of an embedding; a
-    prefix has, for each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where
-    the model takes none."""
+    """What the prompt methods need to know: a prompt is of `token_dim`, the size of an embedding; a prefix has, for
+    each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where the model takes
+    none."""
 
     token_dim: int
     layers: int
     prefix_dim: int
-    submodules: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Method:
     spread: Mapping[str, tuple[Per, ...]] = field(default_factory=dict)
     refuses: Callable[[Settings, int, Anatomy], str] = _never
     bits: tuple[int, ...] = (4, 8, 16, 32)
-    tasks: tuple[str, ...] = ("text-classification", "causal-lm")
+    tasks: tuple[str, ...] = ("text-classification", "causal-lm", "seq2seq-lm")
     mergeable: bool = True
     starts_at_identity: bool = True
     reaches_kinds: bool = True

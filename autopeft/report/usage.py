@@ -11,6 +11,11 @@ from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
 _PLACEHOLDER = "path/to/the/adapter"
+_AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
 
 
 def usage(context: Context) -> Section:
@@ -44,7 +49,7 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
         return ""
     name = context.info.model.get("name") or context.info.request.get("model") or "path/to/the/base"
     classify = context.anatomy.task == "text-classification"
-    auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
+    auto = _AUTO_CLASSES[context.anatomy.task]
     quantised = plan.bits in (4, 8)
     arguments = [repr(str(name))]
     labels = context.info.data.get("label_names")

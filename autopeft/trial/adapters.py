@@ -32,6 +32,13 @@ def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: 
     return config_of(plan.config, task=task, head=head, base=base)
 
 
+def attached(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
+    """Attach the adapter of a plan to a model, with weights or without; gives the model to call."""
+    if is_peft(plan):
+        return get_peft_model(model, peft_config(plan, task=task, head=head, base=base))
+    return attach_parts(model, plan, task=task, head=head)
+
+
 class Resident:
     """A base model that stays in memory while adapters come and go.
 
@@ -55,10 +62,7 @@ class Resident:
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
-        if is_peft(plan):
-            adapted: Any = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
-        else:
-            adapted = attach_parts(self.model, plan, task=task, head=head)
+        adapted = attached(self.model, plan, task=task, head=head, base=base)
         check_realised(adapted, plan, head_params=sum(head.values()))
         if plan.recipe.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})

@@ -25,7 +25,7 @@ from autopeft.trial.own.copies import BESIDE
 TENSORS = "autopeft.safetensors"
 """File that holds what was trained, where the adapter is not one that PEFT makes alone."""
 
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
+PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
 
 OWN: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "weights": copy_weights,

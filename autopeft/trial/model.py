@@ -41,6 +41,7 @@ transformers.utils.logging.disable_progress_bar()
 AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
 }
 
 
@@ -66,20 +67,31 @@ def load_config(source: ModelSource) -> Any:
     Raises:
         SourceError: If it cannot be read, or the model has no form for the task.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(source.path, error)) from error
+    config = _read_config(source.path)
     if source.task == "text-classification":
         config.id2label = dict(enumerate(source.label_names))
         config.label2id = {name: i for i, name in config.id2label.items()}
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = source.pad_token_id
     if type(config) not in AUTO_CLASSES[source.task]._model_mapping:
+        forms = [task for task, auto in AUTO_CLASSES.items() if type(config) in auto._model_mapping]
         raise SourceError(
-            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of"
+            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of; "
+            f"it has {' and '.join(forms) or 'none that autopeft trains'}"
+        )
+    if source.task == "seq2seq-lm" and getattr(config, "decoder_start_token_id", None) is None:
+        raise SourceError(
+            f"model: config.json of {source.path!r} has no decoder_start_token_id, the token that a decoder begins "
+            "with; add the one of its pretraining"
         )
     return config
+
+
+def _read_config(path: str) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(path, error)) from error
 
 
 def check_weights(path: str) -> None:
@@ -132,16 +144,23 @@ def _unreadable(path: str, error: Exception) -> str:
 
 
 def position_limit(path: str) -> int | None:
-    """Give the most tokens that a model can take; None where its configuration sets no limit.
+    """Give the most tokens that a model can take, on either side; None where its configuration sets no limit.
 
     Raises:
         SourceError: If the configuration cannot be read.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(path, error)) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = _read_config(path).get_text_config()
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min((limit for name in names if (limit := getattr(config, name, None))), default=None)
+
+
+def answering_task(path: str) -> Task:
+    """Give the task by which a model learns to answer: sequence to sequence where it has an encoder and a decoder.
+
+    Raises:
+        SourceError: If the configuration cannot be read.
+    """
+    return "seq2seq-lm" if _read_config(path).is_encoder_decoder else "causal-lm"
 
 
 def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> None:
@@ -259,8 +278,7 @@ def _prompt_shape(model: Any) -> PromptShape:
     from peft.utils import _prepare_prompt_learning_config
 
     token_dim = model.get_input_embeddings().weight.shape[-1]
-    # PEFT makes two prompts only for its sequence-to-sequence task, one for the encoder and one for the decoder.
-    none = PromptShape(token_dim, layers=0, prefix_dim=0, submodules=1)
+    none = PromptShape(token_dim, layers=0, prefix_dim=0)
     takers = (model, getattr(model, model.base_model_prefix, model))
     if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
         return none
@@ -269,7 +287,7 @@ def _prompt_shape(model: Any) -> PromptShape:
         prefix = _prepare_prompt_learning_config(config, model.config)
     except ValueError:  # it knows none of the names by which this model goes
         return none
-    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
+    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim)
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

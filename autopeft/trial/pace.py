@@ -32,7 +32,8 @@ def seconds_per_flop(source: ModelSource, base: BaseFormat, *, rows: int, length
     model.enable_input_require_grads()
     model.train()
     ids = torch.randint(3, model.get_input_embeddings().num_embeddings, (rows, length), device=device)
-    labels = ids if source.task == "causal-lm" else torch.zeros(rows, dtype=torch.int64, device=device)
+    classes = torch.zeros(rows, dtype=torch.int64, device=device)
+    labels = classes if source.task == "text-classification" else ids
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     flops = 2 * (sum(forward_flops(anatomy, rows=rows, length=length)) + 2 * rows * length * anatomy.outer_linear)
     return min(_step(model, batch, device) for _ in range(_REPEATS)) / flops

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.methods import METHODS
 from autopeft.records import Candidate
 
 LORA: list[Mapping[str, Any]] = [
@@ -88,8 +89,10 @@ def candidates(method: str) -> list[Candidate]:
 
 
 def cases(pairs: list[tuple[str, str]]) -> Iterator[tuple[str, str, str, int]]:
-    """Every family, task, method and configuration by number."""
+    """Every family, task, method that is for the task, and configuration by number."""
     for (family, task), method in product(pairs, OTHERS):
+        if task not in METHODS[method].tasks:
+            continue
         for i in range(len(OTHERS[method])):
             yield family, task, method, i
 

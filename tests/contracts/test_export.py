@@ -9,8 +9,7 @@ from itertools import product
 import peft
 import pytest
 import torch
-import transformers
-from families import LABELS, PAIRS, batch_of
+from families import AUTO_CLASSES, LABELS, PAIRS, batch_of
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 import autopeft
@@ -53,17 +52,19 @@ def train(worker_on, monkeypatch):
     seen = []
     original = worker_module.evaluate
 
-    def evaluate(model, *args, **kwargs):
-        seen.append(logits_of(model))
-        return original(model, *args, **kwargs)
+    def evaluate(model, prepared, *args, **kwargs):
+        seen.append(logits_of(model, prepared.task))
+        return original(model, prepared, *args, **kwargs)
 
-    def train(family, task, name, bits):
+    def train(family, task, name, bits, **form):
         worker, source, anatomy, run_dir = worker_on(family, task)
-        values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0}
+        values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0, **form}
         folder = f"adapters/{name}-{bits}"
         unit = make_unit(anatomy, values, adapter_dir=folder)
         method = METHODS[values["method"]]
-        if bits not in method.bits or method.refuses(settings_of(unit.candidate, method.name), bits, anatomy):
+        if task not in method.tasks or bits not in method.bits:
+            pytest.skip("refused")
+        if method.refuses(settings_of(unit.candidate, method.name), bits, anatomy):
             pytest.skip("refused")
         monkeypatch.setattr(worker_module, "evaluate", evaluate)
         measurement = worker.run(unit)
@@ -72,18 +73,15 @@ def train(worker_on, monkeypatch):
     return train
 
 
-def logits_of(model):
-    inputs = {k: v for k, v in batch_of("text-classification").items() if k != "labels"}
+def logits_of(model, task):
+    inputs = {k: v for k, v in batch_of(task).items() if k != "labels" or task == "seq2seq-lm"}
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
 
 def fresh_base(source, dtype):
-    if source.task == "causal-lm":
-        return transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype)
-    return transformers.AutoModelForSequenceClassification.from_pretrained(
-        source.path, dtype=dtype, num_labels=len(LABELS)
-    )
+    labels = {"num_labels": len(LABELS)} if source.task == "text-classification" else {}
+    return AUTO_CLASSES[source.task].from_pretrained(source.path, dtype=dtype, **labels)
 
 
 @pytest.mark.parametrize(("pair", "name", "bits"), list(product(PAIRS, BY_PEFT, (32, 16))))
@@ -91,9 +89,9 @@ def test_plain_peft_on_a_fresh_base_gives_the_logits_that_were_judged(pair, name
     judged, folder, source, measurement = train(*pair, name, bits)
     torch.manual_seed(999)  # a new head drawn by the user is another one, until the saved one is loaded
     base = fresh_base(source, torch.float32 if bits == 32 else torch.bfloat16)
-    untrained = logits_of(base)
+    untrained = logits_of(base, pair[1])
     loaded = peft.PeftModel.from_pretrained(base, str(folder))
-    torch.testing.assert_close(logits_of(loaded), judged, rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=0)
     assert untrained.shape != judged.shape or not torch.equal(untrained, judged)
     assert measurement.adapter_bytes == sum(f.stat().st_size for f in folder.iterdir())
 
@@ -104,7 +102,7 @@ def test_autopeft_load_gives_the_logits_that_were_judged(pair, name, bits, train
     torch.manual_seed(999)
     loaded = autopeft.load(folder)
     assert not loaded.training
-    torch.testing.assert_close(logits_of(loaded), judged, rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=0)
 
 
 def test_the_saved_configuration_names_its_base_and_holds_no_weights_of_it(train, worker_on):
@@ -157,12 +155,26 @@ def test_a_new_head_is_drawn_from_the_seed_alone(bits, worker_on):
     assert not torch.equal(head(0), head(1))
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 4])
-@pytest.mark.parametrize(("family", "task"), [("bert", "text-classification"), ("llama", "causal-lm")])
-def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, bits, train):
-    logits, folder, source, measurement = train(family, task, "lora", bits)
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"bits": 32},
+        {"bits": 16},
+        {"bits": 16, "compute_dtype": "float16"},
+        {"bits": 8},
+        {"bits": 4},
+        {"bits": 4, "quant_type": "fp4", "double_quant": False, "compute_dtype": "bfloat16"},
+    ],
+    ids=lambda form: " ".join(map(str, form.values())),
+)
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", "text-classification"), ("llama", "causal-lm"), ("t5", "seq2seq-lm"), ("bart", "seq2seq-lm")],
+)
+def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, form, train):
+    logits, folder, source, measurement = train(family, task, "lora", **form)
     anatomy = read_anatomy(source)
-    unit = make_unit(anatomy, {**CONFIGURATIONS["lora"], "bits": bits})
+    unit = make_unit(anatomy, {**CONFIGURATIONS["lora"], **form})
     record = TrialRecord(
         0, "complete", unit.candidate, 0, plan=unit.plan, measurement=measurement, values={"quality": 1.0}
     )
@@ -180,4 +192,6 @@ def test_the_code_in_the_report_gives_the_logits_that_were_judged(family, task, 
     code = peft_code(Context(info, [record], [OBJECTIVES["quality"]], {}), unit.plan, str(folder))
     names: dict[str, object] = {}
     exec("\n".join(line for line in code.splitlines() if "AutoTokenizer.from" not in line), names)
-    assert torch.equal(logits_of(names["model"]), logits)
+    assert torch.equal(logits_of(names["model"], task), logits)
+    loaded = logits_of(autopeft.load(folder), task)
+    assert torch.equal(loaded, logits)
