@@ -89,9 +89,15 @@ def _least_on(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, 
     """Turn sizes off, one by one, as long as something is left, and give what is smallest then.
 
     The dearest first finds the cheapest of sizes that add up; the cheapest first, of sizes that multiply, such as
-    layers and what stands at each.
+    layers and what stands at each. Where whole parameters can be spared, as the parts of a hybrid, each is.
     """
-    ways = [_turn_off(sizes, levels, count, choose=choose) for choose in (min, max)]
+    starts = [levels]
+    for family in dict.fromkeys(sizes.base.values()):
+        members = [name for name in levels if sizes.base[name] == family and sizes.can_turn_off(name)]
+        without = {**levels, **dict.fromkeys(members, 0)}
+        if 0 < count(sizes.at(without)) < count(sizes.at(levels)):
+            starts.append(without)
+    ways = [_turn_off(sizes, start, count, choose=choose) for start in starts for choose in (min, max)]
     return min(ways, key=lambda way: count(sizes.at(way)))
 
 

@@ -58,7 +58,10 @@ def build(parts: tuple[Part, ...], settings: Settings, anatomy: Anatomy) -> Buil
     builds = [built for built in builds if built.params]
     sizes = {name: size for built in builds for name, size in built.sizes.items()}
     assert len(sizes) == sum(len(built.sizes) for built in builds), "two parts of a hybrid at one module"
-    return Build(sizes, sum(built.params for built in builds), {"parts": [dict(built.config) for built in builds]})
+    configs = [dict(built.config) for built in builds]
+    # Of one part that is on it is that part, and PEFT's own format where that is PEFT's.
+    config = configs[0] if len(configs) == 1 else {"parts": configs}
+    return Build(sizes, sum(built.params for built in builds), config)
 
 
 def hybrid(*parts: Part, title: str, source: str, with_layers: bool = False) -> Method:

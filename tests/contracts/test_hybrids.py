@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from families import batch_of
 
 from autopeft.anatomy import Anatomy
@@ -18,7 +19,7 @@ from autopeft.space import settings_of
 from autopeft.space_file import load_space, parse_space
 from autopeft.trial.adapters import Resident
 from autopeft.trial.compose import plain_name
-from autopeft.trial.model import load_base
+from autopeft.trial.model import ModelSource, load_base, read_anatomy
 
 HYBRIDS = [name for name in METHODS if "+" in name]
 ALONE = {
@@ -145,6 +146,30 @@ def test_the_space_of_autopeft_is_that_of_the_paper(bert):
         assert 0 < problem.cost(fitted).adapter_params <= 5000
     # One token of a prefix is the least: a key and a value in each of the three layers of width 64.
     assert problem.smallest()[1] == min(3 * 2 * 64, 2 * 64 + 1 + 64)
+
+
+def test_the_smallest_of_the_space_is_one_adapter_of_one_layer_where_a_prefix_is_dear(tmp_path):
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        vocab_size=128,
+        pad_token_id=0,
+    )
+    config.save_pretrained(tmp_path)
+    anatomy = read_anatomy(ModelSource(str(tmp_path), "causal-lm"))
+    problem = Problem(bind_space(load_space("autopeft"), anatomy, cuda=False), (OBJECTIVES["quality"],), anatomy)
+    candidate, params = problem.smallest()
+    assert params == 2 * 64 + 1 + 64
+    assert len(problem.plan(candidate).sizes) == 1
+
+
+def test_a_hybrid_of_one_part_that_peft_makes_is_saved_by_peft(bert):
+    plan = plan_of(
+        Candidate({"method": "lora+bitfit", "lora+bitfit.bitfit.layers": 0, "lora+bitfit.bitfit.outer": False}), bert
+    )
+    assert plan.config == plan_of(Candidate({"method": "lora"}), bert).config
 
 
 def test_what_a_hybrid_fixes_cannot_be_set(bert):

@@ -36,7 +36,14 @@ SITES = {
         "layer.1.DenseReluDense.wi_1": "layer.1.DenseReluDense.wo",
         "layer.2.DenseReluDense.wi_1": "layer.2.DenseReluDense.wo",
     },
+    "bart": {
+        "self_attn.q_proj": "self_attn.out_proj",
+        "encoder_attn.q_proj": "encoder_attn.out_proj",
+        "fc1": "fc2",
+    },
 }
+BLOCKS = {"llama": 3 * 2, "bert": 3 * 2, "gpt2": 3 * 2, "t5": 2 * 2 + 2 * 3, "bart": 2 * 2 + 2 * 3}
+"""Blocks by family: a decoder that reads an encoder has a third in each layer."""
 
 
 def plan_for(anatomy, method, **values):
@@ -72,9 +79,7 @@ def test_a_block_reads_and_writes_where_its_architecture_does(family, task, anat
         (pair,) = [(r, w) for r, w in SITES[family].items() if reader.endswith(r) and writer.endswith(w)]
         assert reader.removesuffix(pair[0]) == writer.removesuffix(pair[1])
         found[pair] = found.get(pair, 0) + 1
-    layers = {"llama": 3, "bert": 3, "gpt2": 3, "t5": 4}[family]
-    # Of T5's four layers the two of the decoder have a cross-attention, before the feed-forward.
-    assert sum(found.values()) == {"t5": 2 * layers + 2}.get(family, 2 * layers)
+    assert sum(found.values()) == BLOCKS[family]
     serial = plan_for(anatomy_of(family, task), "serial_adapter")
     assert [site[1] for site in serial.config["sites"]] == [site[1] for site in plan.config["sites"]]
 
@@ -84,9 +89,8 @@ def test_a_block_reads_and_writes_where_its_architecture_does(family, task, anat
 def test_the_count_is_that_of_linears_made_by_hand(family, task, method, anatomy_of):
     anatomy = anatomy_of(family, task)
     by_hand = nn.ModuleList([nn.Linear(64, 5), nn.Linear(5, 64)])
-    blocks = {"llama": 6, "bert": 6, "gpt2": 6, "t5": 10}[family]
     plan = plan_for(anatomy, method, attention=5, feed_forward=5)
-    assert plan.adapter_params == blocks * sum(p.numel() for p in by_hand.parameters())
+    assert plan.adapter_params == BLOCKS[family] * sum(p.numel() for p in by_hand.parameters())
 
 
 class ByHand(nn.Module):
