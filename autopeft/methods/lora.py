@@ -18,8 +18,8 @@ ALPHA_RULES = ("r", "2r")
 
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva")
-"""How the product begins: at zero (the first three), with the largest part of the weight, which is taken out of the base
-(pissa, exactly or nearly, and olora), or at zero with A along the inputs of the linear (eva)."""
+"""How the product begins: at zero (the first three), with the largest part of the weight, which is taken out of the
+base (pissa, exactly or nearly, and olora), or at zero with A along the inputs of the linear (eva)."""
 BIASES = ("none", "product", "linears")
 """No bias is trained; one of the product; those of the adapted linears, in place."""
 _FROM_WEIGHTS = ("pissa", "pissa_niter_4", "olora")
