@@ -64,4 +64,22 @@ NOT_OFFERED = (
         "PEFT's own documentation",
         "what it adds to the last layer never gets a gradient, so that its count is not of what is trained",
     ),
+    NotOffered(
+        "PSOFT",
+        "PSOFT",
+        "openreview FSHrinMArK",
+        "what it rotates is decomposed anew when it is loaded, and another library's singular vectors have other signs",
+    ),
+    NotOffered(
+        "ADAMSS",
+        "AdaMSS",
+        "PEFT's own documentation",
+        "which outputs belong together is computed anew when it is loaded, and is another on a base of other bits",
+    ),
+    NotOffered(
+        "LILY",
+        "Lily",
+        "arXiv:2407.09946",
+        "its router takes the mean over all rows, so that an answer depends on what else is in the batch",
+    ),
 )

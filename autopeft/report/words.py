@@ -37,6 +37,25 @@ _METHODS = {
     "lora+parallel": "adds trained matrix products in the attention, and small networks beside the feed-forward",
     "lora+prompt": "adds trained matrix products beside chosen linear layers, and trained virtual tokens",
     "lora+ia3": "adds trained matrix products in the feed-forward, and scales keys and values in the attention",
+    "adalora": "adds a product of three matrices beside chosen linear layers, and moves its rank to where it matters",
+    "loha": "adds the elementwise product of two low-rank products beside chosen linear layers",
+    "lokr": "adds a Kronecker product of two small matrices beside chosen linear layers",
+    "hira": "scales each weight of chosen linear layers by a low-rank product",
+    "delora": "adds a low-rank product whose directions and strength are trained apart",
+    "vera": "trains two vectors for each linear layer, which scale frozen random matrices that all layers share",
+    "pvera": "as VeRA, with one of the vectors drawn at random while training",
+    "randlora": "trains the scales of frozen random products that all layers share",
+    "gralora": "cuts each weight into blocks and adds a low-rank product beside each",
+    "shira": "trains a few random entries of each weight",
+    "miss": "adds a small trained block that is repeated along the inputs of chosen linear layers",
+    "osf": "trains the smallest singular directions of each weight, and keeps away from the largest",
+    "vblora": "puts low-rank products together of trained vectors that all layers share",
+    "unilora": "reads all entries of low-rank products from one trained vector",
+    "tinylora": "trains a handful of scalars that choose an update within each weight's largest directions",
+    "peanut": "trains a small network that reads each weight and writes its update",
+    "glora": "scales and shifts each weight and bias by trained products, vectors or constants",
+    "deft": "takes a small subspace out of each weight's outputs and trains what stands in it instead",
+    "supertuning": "trains the largest entries of each weight",
 }
 
 MEMORY_KINDS = {
@@ -73,6 +92,10 @@ def method_sentence(plan: AdapterPlan) -> str:
         extras.append("DoRA trains a magnitude beside each")
     if any(part.get("use_rslora") for part in plan.configs):
         extras.append("scaled by alpha / sqrt(rank)")
+    if (init := plan.config.get("init_lora_weights")) is not None and plan.method == "lora":
+        extras.append(f"beginning as {init} does")
+    if plan.config.get("lora_bias") or plan.config.get("bias") == "lora_only":
+        extras.append("with trained biases")
     if plan.bits in (4, 8):
         extras.append(f"on a base quantised to {plan.bits} bits")
     return "; ".join([words, *extras]) if words else "; ".join(extras)

@@ -36,6 +36,8 @@ CONFIGURATIONS = {
     "biases": {"method": "lora", "lora.rank": 4, "lora.bias": "linears"},
     "mini": {"method": "miss", "miss.rank": 8, "miss.form": "mini", "miss.width": 8},
 }
+TOLERANCE = {"glora": 1e-6}
+"""GLoRA multiplies each weight with a vector, and where a loaded file lies in memory decides the order of that sum."""
 SIBLINGS = [pair for pair in PAIRS if pair in (("llama", "causal-lm"), ("bert", "text-classification"))]
 
 
@@ -105,7 +107,7 @@ def test_plain_peft_on_a_fresh_base_gives_the_logits_that_were_judged(pair, name
     base = fresh_base(source, torch.float32 if bits == 32 else torch.bfloat16)
     untrained = logits_of(base, pair[1])
     loaded = peft.PeftModel.from_pretrained(base, str(folder))
-    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=TOLERANCE.get(name, 0))
     assert untrained.shape != judged.shape or not torch.equal(untrained, judged)
     assert measurement.adapter_bytes == sum(f.stat().st_size for f in folder.iterdir())
 
@@ -116,7 +118,7 @@ def test_autopeft_load_gives_the_logits_that_were_judged(pair, name, bits, train
     torch.manual_seed(999)
     loaded = autopeft.load(folder)
     assert not loaded.training
-    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=TOLERANCE.get(name, 0))
 
 
 def test_the_saved_configuration_names_its_base_and_holds_no_weights_of_it(train, worker_on):

@@ -21,6 +21,9 @@ MORE = {
     "XLORA": {"hidden_size": 64, "adapters": {}},
     "CPT": {"cpt_token_ids": [3, 4, 5]},
     "SHADOW": {"r": 4},
+    "PSOFT": {"r": 4, "target_modules": ["q_proj"]},
+    "ADAMSS": {"r": 32, "num_subspaces": 16, "target_modules": ["q_proj", "up_proj", "down_proj"]},
+    "LILY": {"r": 4, "target_modules": ["q_proj"]},
 }
 
 
@@ -95,3 +98,37 @@ def test_parts_of_shadow_never_get_a_gradient(adapted):
         optimizer.zero_grad()
     assert still
     assert all(".layers.2." in name for name in still)
+
+
+def test_psoft_depends_on_signs_that_it_does_not_save(adapted):
+    model = adapted("PSOFT").eval()
+    assert not any("cache" in name for name in peft.get_peft_model_state_dict(model))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    before = model(**batch_of("causal-lm")).logits
+    for layer in model.modules():
+        if hasattr(layer, "_psoft_A_cache"):  # as good a singular value decomposition of the same weight
+            layer._psoft_A_cache["default"][0] *= -1
+            layer._psoft_B_cache["default"][:, 0] *= -1
+    assert not torch.allclose(model(**batch_of("causal-lm")).logits, before, atol=1e-3)
+
+
+def test_the_clusters_of_adamss_are_others_on_a_base_of_other_bits(source_of):
+    found = []
+    for bits in (32, 16):
+        base = load_base(source_of("llama", "causal-lm"), bits=bits, device="cpu")
+        model = peft.get_peft_model(base, peft.AdamssConfig(task_type="CAUSAL_LM", **MORE["ADAMSS"]))
+        assert not any("scatter" in name or "seg" in name for name in peft.get_peft_model_state_dict(model))
+        found.append([m.scatter_index["default"].tolist() for m in model.modules() if hasattr(m, "scatter_index")])
+    assert found[0] != found[1]
+
+
+def test_an_answer_of_lily_depends_on_what_else_is_in_the_batch(adapted):
+    model = adapted("LILY").eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    ids = batch_of("causal-lm")["input_ids"]
+    together, alone = model(input_ids=ids).logits[0], model(input_ids=ids[:1]).logits[0]
+    assert not torch.allclose(together, alone, atol=1e-4)
