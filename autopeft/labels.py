@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autopeft.anatomy import KINDS
+from autopeft.recipe import DIMENSIONS
 from autopeft.records import Candidate, Scalar, TrialRecord
 from autopeft.units import show_bytes, show_count, show_seconds
 
@@ -46,6 +47,8 @@ def describe(source: TrialRecord | Candidate) -> str:
     bits = values.get("bits", plan.bits if plan else None)
     if isinstance(bits, int) and bits < 32:
         parts.append(f"{bits}-bit")
+    trained = {name: value for name, value in values.items() if name in DIMENSIONS and value is not False}
+    parts += [name if value is True else f"{name}={_shown(value)}" for name, value in trained.items()]
     multiple = values.get("lr_multiple")
     if plan is not None:
         parts.append(f"lr={show_rate(plan.learning_rate)}")

@@ -184,7 +184,7 @@ class Problem:
     def _check_recipe(self) -> None:
         free = {p.name for p in self.space} & {"batch_size", "gradient_accumulation_steps", "packing"}
         if self.anatomy is not None and not free and (why := conflict(self.recipe, task=self.anatomy.task)):
-            raise RequestError(f"{why.partition(' ')[0]}: {why}")
+            raise RequestError(why)
 
     def _check_weights(self) -> None:
         """Make sure that the frozen weights alone fit the memory; all else comes on top of them."""

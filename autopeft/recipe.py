@@ -179,9 +179,11 @@ def conflict(recipe: Recipe, *, task: str) -> str:
     """Say why a recipe contradicts itself or the task; "" if it does not."""
     parts, rows = recipe.gradient_accumulation_steps, recipe.batch_size
     if parts > rows:
-        return f"gradient_accumulation_steps {parts} is more than the {rows} rows of a step"
+        return (
+            f"gradient_accumulation_steps: {parts} is more than the {rows} rows of a step; lower it or raise batch_size"
+        )
     if recipe.packing and task != "causal-lm":
-        return f"packing is for causal-lm, not for {task}"
+        return f"packing: it is for causal-lm, not for {task}; drop it"
     return ""
 
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from autopeft.errors import InfeasibleError, RequestError
+from autopeft.labels import describe
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem, bind_space, plan_of
 from autopeft.recipe import DIMENSIONS, OPTIMIZERS, SCHEDULERS, defaults, holds, rate_at
@@ -133,12 +134,12 @@ def test_what_a_space_cannot_ask_of_training_is_refused(parameter, said, llama):
 def test_packing_is_refused_for_classes_whoever_asks(bert):
     with pytest.raises(RequestError, match="packing: it is for causal-lm, not for text-classification"):
         problem(bert, {"packing": {"choices": [False, True]}})
-    with pytest.raises(RequestError, match="packing is for causal-lm, not for text-classification"):
+    with pytest.raises(RequestError, match="packing: it is for causal-lm, not for text-classification"):
         problem(bert, {}, packing=True).check_feasible()
 
 
 def test_more_parts_than_rows_are_refused(llama):
-    with pytest.raises(RequestError, match="gradient_accumulation_steps 16 is more than the 8 rows of a step"):
+    with pytest.raises(RequestError, match="gradient_accumulation_steps: 16 is more than the 8 rows of a step"):
         problem(llama, {}, gradient_accumulation_steps=16).check_feasible()
     free = problem(llama, {"batch_size": {"ordinal": [8, 32]}}, gradient_accumulation_steps=16)
     free.check_feasible()
@@ -195,6 +196,11 @@ def test_plan_of_alone_is_at_the_checkpoints_bits(bert):
     plan = plan_of(Candidate({"method": "lora"}), bert)
     assert plan.base == BaseFormat(32)
     assert plan.recipe == Recipe(plan.learning_rate)
+
+
+def test_a_label_tells_candidates_apart_by_how_they_are_trained():
+    values = {"method": "ia3", "batch_size": 16, "packing": True, "gradient_checkpointing": False, "optimizer": "adamw"}
+    assert describe(Candidate(values)) == "ia3 batch_size=16 optimizer=adamw packing"
 
 
 def test_optimizers_are_known_to_the_schema():
