@@ -5,8 +5,8 @@ that a real one has (plan, loss curve, metrics). Two spaces: `default`, the ship
 space of 12 numbers with a custom runner.
 
     growth   milliseconds a trial, and the driver's memory, at 100 ... 5,000 trials; then the report
-    workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a clock that runs on by
-             itself, only the driver's own time is real
+    workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a simulated clock, on
+             which the driver takes its own CPU time (not the wall: machines are shared)
 
     python benchmarks/driver.py --part growth
     python benchmarks/driver.py --part workers
@@ -41,7 +41,7 @@ from autopeft.loop import Limits, search
 from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
 from autopeft.request import make_request
 from autopeft.result import Result
-from autopeft.search.study import Proposal, Study, sqlite_url
+from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
@@ -219,13 +219,13 @@ class Simulated:
     def __init__(self, capacity: int, seconds: float) -> None:
         self.capacity = capacity
         self._seconds, self._runner = seconds, Formula()
-        self._jumped, self._began = 0.0, time.perf_counter()
+        self._jumped, self._began = 0.0, time.process_time()
         self._ends: list[tuple[float, int, WorkUnit, float]] = []
         self.busy = 0.0
 
     def clock(self) -> float:
         """Give the simulated time."""
-        return time.perf_counter() - self._began + self._jumped
+        return time.process_time() - self._began + self._jumped
 
     def submit(self, unit: WorkUnit) -> None:
         """Begin a training; it takes between half and twice the usual time, always the same for a trial."""
@@ -245,20 +245,6 @@ class Simulated:
 
     def close(self) -> None:
         """Nothing."""
-
-
-class Handed(Study):
-    """A study that notes how long asking and telling took in all."""
-
-    spent = 0.0
-
-    def ask(self) -> Proposal | None:
-        """Ask, timed."""
-        start = time.perf_counter()
-        try:
-            return super().ask()
-        finally:
-            self.spent += time.perf_counter() - start
 
 
 def workers(count: int, seconds: float, sampler: str, trials: int) -> dict[str, Any]:
