@@ -237,7 +237,7 @@ def _row(tensor: Any, kept: Any) -> Any:
     return tensor[kept].tolist() if tensor.dim() else int(tensor)
 
 
-# --- the peer: what the documentation of Ray Tune, PEFT and Trainer shows ----------------------------------------------
+# --- the peer: what the documentation of Ray Tune, PEFT and Trainer shows --------------------------------------------
 
 
 def train_documented(config: dict[str, Any]) -> None:

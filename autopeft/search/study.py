@@ -247,9 +247,7 @@ def _told(record: TrialRecord, problem: Problem) -> tuple[TrialState, list[float
     return (TrialState.FAIL if record.state == "failed" else TrialState.PRUNED), None
 
 
-def _rebuilt(
-    record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]
-) -> FrozenTrial:
+def _rebuilt(record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
     if record is None:
         return create_trial(state=TrialState.FAIL)
     state, values = _told(record, problem)
