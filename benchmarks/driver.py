@@ -5,8 +5,8 @@ that a real one has (plan, loss curve, metrics). Two spaces: `default`, the ship
 space of 12 numbers with a custom runner.
 
     growth   milliseconds a trial, and the driver's memory, at 100 ... 5,000 trials; then the report
-    workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a clock that runs on by
-             itself, only the driver's own time is real
+    workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a simulated clock, on
+             which the driver takes its own CPU time (not the wall: machines are shared)
 
     python benchmarks/driver.py --part growth
     python benchmarks/driver.py --part workers
@@ -41,7 +41,7 @@ from autopeft.loop import Limits, search
 from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
 from autopeft.request import make_request
 from autopeft.result import Result
-from autopeft.search.study import Proposal, Study, sqlite_url
+from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
@@ -152,13 +152,12 @@ class Stopwatch:
 
 
 class Marks(PlainView):
-    """The plain view, and at each checkpoint a row of figures."""
+    """The plain view; at each checkpoint it prints a row of figures, as JSON."""
 
     def __init__(self, watch: Stopwatch, row: dict[str, Any]) -> None:
         super().__init__(io.StringIO())
         self._watch, self._row, self._count = watch, row, 0
         self._before: dict[str, float] = {}
-        self.rows: list[dict[str, Any]] = []
 
     def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Show it; then, now and then, note where we are."""
@@ -173,11 +172,12 @@ class Marks(PlainView):
         if self._count in CHECKPOINTS:
             spent = {name: round((value - self._before[name]) / _LAST, 2) for name, value in now.items()}
             rss = round(psutil.Process().memory_info().rss / 2**20, 1)
-            self.rows.append({**self._row, "trials": self._count, "front": len(front), **spent, "rss_mib": rss})
+            row = {**self._row, "trials": self._count, "front": len(front), **spent, "rss_mib": rss}
+            print(json.dumps(row), flush=True)
 
 
-def growth(space: str, sampler: str, trials: int) -> list[dict[str, Any]]:
-    """Search, and give a row a checkpoint; the last has the report's figures."""
+def growth(space: str, sampler: str, trials: int) -> None:
+    """Search, and print a row a checkpoint; the last has the report's figures."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         request, assembly = assemble_case(space, sampler, trials, folder)
@@ -198,14 +198,15 @@ def growth(space: str, sampler: str, trials: int) -> list[dict[str, Any]]:
             start = time.process_time()
             report = Result(run.path).report()
             took = time.process_time() - start
-        for row in view.rows:
-            row |= {"report_cpu_seconds": "", "report_mb": "", "records_mb": ""}
-        view.rows[-1] |= {
+        figures = {
+            "space": space,
+            "sampler": sampler,
+            "trials": trials,
             "report_cpu_seconds": round(took, 2),
             "report_mb": round(report.stat().st_size / 1e6, 2),
             "records_mb": round((run.path / "records.jsonl").stat().st_size / 1e6, 2),
         }
-        return view.rows
+        print(json.dumps(figures), flush=True)
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -217,13 +218,13 @@ class Simulated:
     def __init__(self, capacity: int, seconds: float) -> None:
         self.capacity = capacity
         self._seconds, self._runner = seconds, Formula()
-        self._jumped, self._began = 0.0, time.perf_counter()
+        self._jumped, self._began = 0.0, time.process_time()
         self._ends: list[tuple[float, int, WorkUnit, float]] = []
         self.busy = 0.0
 
     def clock(self) -> float:
         """Give the simulated time."""
-        return time.perf_counter() - self._began + self._jumped
+        return time.process_time() - self._began + self._jumped
 
     def submit(self, unit: WorkUnit) -> None:
         """Begin a training; it takes between half and twice the usual time, always the same for a trial."""
@@ -243,20 +244,6 @@ class Simulated:
 
     def close(self) -> None:
         """Nothing."""
-
-
-class Handed(Study):
-    """A study that notes how long asking and telling took in all."""
-
-    spent = 0.0
-
-    def ask(self) -> Proposal | None:
-        """Ask, timed."""
-        start = time.perf_counter()
-        try:
-            return super().ask()
-        finally:
-            self.spent += time.perf_counter() - start
 
 
 def workers(count: int, seconds: float, sampler: str, trials: int) -> dict[str, Any]:
@@ -302,16 +289,21 @@ def main() -> None:
     parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:  # a process of its own, so that its memory is its own
-        print(json.dumps(growth(args.spaces[0], args.samplers[0], args.trials)))
+        growth(args.spaces[0], args.samplers[0], args.trials)
         return
     if args.part == "growth":
         for space in args.spaces:
             for sampler in args.samplers:
                 command = [sys.executable, __file__, "--only", "--spaces", space, "--samplers", sampler]
-                done = subprocess.run([*command, "--trials", str(args.trials)], stdout=subprocess.PIPE, check=True)
-                rows = json.loads(done.stdout)
-                print(*rows, sep="\n", flush=True)
-                write_rows(args.out / "driver_growth.csv", rows)
+                with subprocess.Popen([*command, "--trials", str(args.trials)], stdout=subprocess.PIPE) as process:
+                    assert process.stdout is not None
+                    for line in process.stdout:  # written as they come: the whole takes long
+                        print(line.decode().rstrip(), flush=True)
+                        row = json.loads(line)
+                        name = "driver_report.csv" if "report_mb" in row else "driver_growth.csv"
+                        write_rows(args.out / name, [row])
+                if process.returncode:
+                    sys.exit(f"{space}, {sampler}: failed")
         return
     for sampler in args.samplers:
         for seconds in args.seconds:
