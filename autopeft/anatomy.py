@@ -17,7 +17,7 @@ from typing import Any, Literal
 KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
 """The kinds every model is described in; a linear of none is a "router", or its own leaf name is its kind."""
 
-Task = Literal["text-classification", "causal-lm"]
+Task = Literal["text-classification", "causal-lm", "seq2seq-lm"]
 
 UNQUANTISED = ("lm_head", "classifier", "score", "pre_classifier", "classification_head")
 """Modules that stay unquantised in a base of 8 or 4 bits: heads, which are trained or decide every token."""
@@ -56,15 +56,38 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Bias:
+    """A bias and its scalars: of a linear, with that linear's kind, or of a norm, of kind "norm".
+
+    Attributes:
+        name: Name of the parameter.
+        layer: None outside the layers.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Everything of one layer: the module that holds it, and its parameters, each counted where it first appears."""
+
+    name: str
+    layer: int
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptShape:
-    """What the prompt methods need to know: PEFT makes `submodules` prompts of `token_dim`, the size of an embedding; a
-    prefix has, for each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where
-    the model takes none."""
+    """What the prompt methods need to know: a prompt is of `token_dim`, the size of an embedding; a prefix has, for
+    each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where the model takes
+    none."""
 
     token_dim: int
     layers: int
     prefix_dim: int
-    submodules: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +99,8 @@ class Anatomy:
         head: Top-level module -> parameters, of a task head that is new and trained whole.
         dtype_bits: Bits of a parameter in the checkpoint, 16 or 32.
         outer_linear: Scalars of the linears outside the layers that see every token: a language model's head.
+        biases: Those of linears and norms, without a new task head's.
+        blocks: The layers in order, as modules.
     """
 
     model_type: str
@@ -88,6 +113,8 @@ class Anatomy:
     head: Mapping[str, int]
     dtype_bits: int = 32
     outer_linear: int = 0
+    biases: tuple[Bias, ...] = ()
+    blocks: tuple[Block, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -113,6 +140,8 @@ class Anatomy:
                 "linears": tuple(Linear(**x) for x in data["linears"]),
                 "norms": tuple(Norm(**x) for x in data["norms"]),
                 "prompt": PromptShape(**data["prompt"]),
+                "biases": tuple(Bias(**x) for x in data.get("biases", ())),
+                "blocks": tuple(Block(**x) for x in data.get("blocks", ())),
             }
         )
 

@@ -195,6 +195,7 @@ def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any],
     from autopeft.trial.device import cuda_available
     from autopeft.trial.model import (
         ModelSource,
+        answering_task,
         check_trains,
         check_weights,
         load_tokenizer,
@@ -210,7 +211,8 @@ def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any],
     check_weights(path)
     room = None if positions is None else positions - _most_virtual_tokens(space)
     rows = max(_values("batch_size", request, space), default=request.batch_size)
-    prepared = prepare(request, tokenizer, task=request.task, max_positions=room, batch_size=rows)
+    answering = answering_task(path)
+    prepared = prepare(request, tokenizer, task=request.task, answering=answering, max_positions=room, batch_size=rows)
     _check_lengths(prepared, [v for v in _values("max_length", request, space) if v < prepared.max_length])
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
     check_trains(

@@ -36,12 +36,15 @@ _WHAT, _LIMITS, _TRAINING, _BASE, _RUN = "Model and data", "Search", "Training",
 REQUEST: dict[str, Any] = {
     "model": _option(str | None, _WHAT, "Model folder or hub id; without it the embedded MiniLM encoder."),
     "data": _option(str | None, _WHAT, "File, folder of splits, or hub id; else the docstring data."),
-    "task": _option(str | None, _WHAT, "auto, text-classification or causal-lm."),
+    "task": _option(str | None, _WHAT, "auto, text-classification, causal-lm or seq2seq-lm."),
     "column": _option(
         list[str] | None, _WHAT, "Which column is what, e.g. --column text=sentence.", metavar="ROLE=NAME"
     ),
     "eval_rows": _option(int | None, _WHAT, "Most rows to judge a trial on."),
-    "metric": _option(str | None, _WHAT, "The measure of quality: accuracy, f1_macro, loss, ..."),
+    "generate_rows": _option(
+        int | None, _WHAT, "Most of these to generate answers for: exact_match, rouge_l, bleu, chrf."
+    ),
+    "metric": _option(str | None, _WHAT, "The measure of quality: accuracy, f1_macro, loss, rouge_l, ..."),
     "budget": _option(str | None, _LIMITS, "Most trainable parameters: 0.5%, 2M, 800000, or none."),
     "memory": _option(str | None, _LIMITS, "Most peak memory of a training, e.g. 16GiB."),
     "time": _option(str | None, _LIMITS, "Most time of the search, e.g. 30min."),
@@ -80,6 +83,8 @@ REQUEST: dict[str, Any] = {
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+AdapterDir = Annotated[Path, typer.Argument(help="Folder of an adapter that a search saved.", show_default=False)]
+MergedDir = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 
@@ -163,6 +168,16 @@ def estimate(*, as_json: Json = False, **options: Any) -> None:
     with stdout_kept(as_json):
         rows = run(**fields)
     print_estimates(rows, as_json=as_json)
+
+
+@app.command()
+def merge(adapter: AdapterDir, out: MergedDir) -> None:
+    """Fold a saved adapter into its base: a plain Hugging Face model folder."""
+    from autopeft.api import merge as run
+
+    for caveat in run(adapter, out):
+        print(f"autopeft: {caveat}", file=sys.stderr)
+    print(out)
 
 
 @app.command()

@@ -100,6 +100,8 @@ class Problem:
         if self.anatomy is None:
             return ""
         method = METHODS[str(candidate["method"])]
+        if method.reference and self.parameter_limit is not None:
+            return f"{method.name} is a reference to compare with, and not for a budget; search it with --budget none"
         bits = format_of(candidate, self.base or BaseFormat(self.anatomy.dtype_bits)).bits
         recipe = recipe_of(candidate, self.recipe, learning_rate=0.0)
         if bits not in method.bits:

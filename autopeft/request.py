@@ -34,7 +34,9 @@ class SearchRequest(Dimensions):
 
     model: str | None = Field(None, description="model folder or hub id; without it the embedded MiniLM encoder")
     data: str | None = Field(None, description="file, folder of splits, or hub id; without it the docstring data")
-    task: Literal["auto", "text-classification", "causal-lm"] = Field("auto", description="what the model learns")
+    task: Literal["auto", "text-classification", "causal-lm", "seq2seq-lm"] = Field(
+        "auto", description="what the model learns"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="role -> name of a column in the data")
     budget: str | int = Field("0.5%", description="most trainable parameters: a share of the model, a count, or none")
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
@@ -45,8 +47,11 @@ class SearchRequest(Dimensions):
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
     bits: list[int] | None = Field(None, description="bits of the frozen base to search; by default the space's")
     eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
+    generate_rows: Annotated[int, Field(ge=1)] = Field(
+        100, description="most of these rows to generate an answer for, where the metric judges generated text"
+    )
     space: str = Field("default", description="name of a search space, or a YAML file")
-    metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for causal-lm")
+    metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for texts")
     objectives: list[str] = Field(["quality", "params", "memory"], description="what to optimise")
     sampler: str = Field("tpe", description="engine that proposes candidates")
     executor: Literal["ray", "local"] = Field("ray", description="where trials run")

@@ -13,7 +13,7 @@ _GROUPED = {**_SMALL, "num_key_value_heads": 2, "pad_token_id": 0}
 _PLAIN = "query key value output up down"
 _GATED = "query key value output gate up down"
 _FUSED = "qkv output up down"
-_LM, _CLASSES = "causal-lm", "text-classification"
+_LM, _CLASSES, _SEQ2SEQ = "causal-lm", "text-classification", "seq2seq-lm"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Architecture:
 
     Attributes:
         sizes: Some kinds with their (fan in, fan out), from the configuration by hand.
-        refused: Methods that must be refused.
+        refused: Methods that must be refused, or are not for the task.
     """
 
     config: Any
@@ -139,6 +139,54 @@ ARCHITECTURES = {
         norms_in_layers=10,
         norms_outside=2,
         refused=_PROMPTS,
+    ),
+    "bart, seq2seq": Architecture(
+        t.BartConfig(
+            d_model=64,
+            encoder_layers=1,
+            decoder_layers=3,
+            encoder_ffn_dim=96,
+            decoder_ffn_dim=112,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            vocab_size=128,
+            decoder_start_token_id=2,
+        ),
+        _SEQ2SEQ,
+        _PLAIN,
+        layers=4,
+        norms_in_layers=11,
+        norms_outside=2,
+        sizes={"query": (64, 64), "output": (64, 64)},
+        refused=_PREFIX,
+    ),
+    "mt5": Architecture(
+        t.MT5Config(d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0),
+        _SEQ2SEQ,
+        _GATED,
+        layers=4,
+        norms_in_layers=10,
+        norms_outside=2,
+        sizes={"query": (64, 96), "output": (96, 64), "gate": (64, 112), "down": (112, 64)},
+        refused=_PREFIX,
+    ),
+    "pegasus": Architecture(
+        t.PegasusConfig(
+            d_model=64,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_ffn_dim=112,
+            decoder_ffn_dim=112,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            vocab_size=128,
+            decoder_start_token_id=0,
+        ),
+        _SEQ2SEQ,
+        _PLAIN,
+        norms_in_layers=5,
+        norms_outside=2,
+        refused=_PREFIX,
     ),
     "qwen2": Architecture(t.Qwen2Config(**_GROUPED), _LM, _GATED, sizes={"key": (64, 32), "gate": (64, 112)}),
     "qwen3": Architecture(t.Qwen3Config(**_GROUPED, head_dim=16), _LM, _GATED, norms_in_layers=8),

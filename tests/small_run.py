@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 import transformers
-from families import CONFIGS, LABELS
+from families import AUTO_CLASSES, CONFIGS, LABELS
 
 from autopeft.anatomy import Anatomy
 from autopeft.problem import plan_of
@@ -18,13 +18,13 @@ from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
 from autopeft.trial.worker import TrialWorker
 
-METRIC = {"text-classification": "accuracy", "causal-lm": "loss"}
+METRIC = {"text-classification": "accuracy", "causal-lm": "loss", "seq2seq-lm": "loss"}
 
 
 def pretrained(family: str, task: str, folder: Path) -> ModelSource:
     """Write a model as pretraining leaves it: for classification it has no head yet."""
     torch.manual_seed(7)
-    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+    auto = transformers.AutoModel if task == "text-classification" else AUTO_CLASSES[task]
     auto.from_config(CONFIGS[family]()).save_pretrained(folder)
     return ModelSource(str(folder), task, LABELS if task == "text-classification" else ())  # type: ignore[arg-type]
 
@@ -45,7 +45,8 @@ def make_data(task: str, *, train: int = 24, held_out: int = 12, seed: int = 0, 
             if task == "text-classification":
                 columns.setdefault("label", []).append(start)
             else:
-                columns.setdefault("labels", []).append([-100, -100, *ids[2:]])
+                said = [-100, -100, *ids[2:]] if task == "causal-lm" else [*ids[2:-1:2], 1]
+                columns.setdefault("labels", []).append(said)
                 columns.setdefault("answer_bytes", []).append(length)
         return pa.table(columns)
 

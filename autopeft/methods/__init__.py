@@ -1,6 +1,6 @@
 """The PEFT methods that a search can choose from: METHODS, one line each."""
 
-from autopeft.methods import ia3, ln_tuning, lora, prompts
+from autopeft.methods import bitfit, bottleneck, full, hybrids, ia3, ln_tuning, lora, prompts
 from autopeft.methods.method import Build, Method, Settings
 from autopeft.registry import Table
 
@@ -14,6 +14,12 @@ METHODS: Table[Method] = Table(
             prompts.PROMPT_TUNING,
             prompts.PREFIX_TUNING,
             prompts.P_TUNING,
+            bottleneck.SERIAL,
+            bottleneck.PARALLEL,
+            bitfit.METHOD,
+            full.FULL,
+            full.TOP_LAYERS,
+            *hybrids.HYBRIDS,
         )
     }
 )

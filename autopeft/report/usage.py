@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
+from autopeft.methods import METHODS
+from autopeft.methods.merging import why_unmergeable
 from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
 _PLACEHOLDER = "path/to/the/adapter"
+_AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
 
 
 def usage(context: Context) -> Section:
@@ -18,7 +25,7 @@ def usage(context: Context) -> Section:
         {
             "record": record,
             "names": context.picks_of(number),
-            "load": f"import autopeft\n\nmodel = autopeft.load({_adapter(context, number)!r})",
+            "load": autopeft_code(record, _adapter(context, number)),
             "peft": peft_code(context, record.plan, _adapter(context, number)) if record.plan else "",
             "config": pretty(record.plan.config) if record.plan else "",
             "values": pretty(record.candidate.values),
@@ -28,13 +35,21 @@ def usage(context: Context) -> Section:
     return Section("How to use it", fill("usage.html.j2", blocks=blocks, titles=PICKS))
 
 
+def autopeft_code(record: TrialRecord, adapter: str) -> str:
+    """Write Python that loads an adapter with autopeft, and that folds it into the model where that can be done."""
+    lines = ["import autopeft", "", f"model = autopeft.load({adapter!r})"]
+    if record.plan is not None and record.plan.method in METHODS and not why_unmergeable(record.plan):
+        lines.append(f"autopeft.merge({adapter!r}, 'merged')  # a plain transformers model, no slower than the base")
+    return "\n".join(lines)
+
+
 def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
     """Write Python that loads an adapter with PEFT alone; "" for a method that PEFT lacks, or an unknown model."""
     if "peft_type" not in plan.config or context.anatomy is None:
         return ""
     name = context.info.model.get("name") or context.info.request.get("model") or "path/to/the/base"
     classify = context.anatomy.task == "text-classification"
-    auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
+    auto = _AUTO_CLASSES[context.anatomy.task]
     quantised = plan.bits in (4, 8)
     arguments = [repr(str(name))]
     labels = context.info.data.get("label_names")

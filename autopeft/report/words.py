@@ -12,6 +12,18 @@ _METHODS = {
     "prompt_tuning": "trains a few virtual tokens that stand before every input",
     "prefix_tuning": "trains keys and values that every layer reads as if they stood before the text",
     "p_tuning": "trains virtual tokens through a small network",
+    "serial_adapter": "sends what a block of the model has computed through a small trained network, and adds that",
+    "parallel_adapter": "sends what a block of the model reads through a small trained network, and adds that",
+    "bitfit": "trains the biases of the model, and gives one to each linear layer that has none",
+    "full": "trains every weight of the model",
+    "top_layers": "trains every weight of the model's last layers",
+    "serial+parallel+prefix": "has small networks behind and beside the feed-forward, and trained keys and values",
+    "parallel+prefix": "has small networks beside the feed-forward, and trained keys and values",
+    "lora+bitfit": "adds trained matrix products beside chosen linear layers, and trains the biases",
+    "lora+serial": "adds trained matrix products in the attention, and small networks behind the feed-forward",
+    "lora+parallel": "adds trained matrix products in the attention, and small networks beside the feed-forward",
+    "lora+prompt": "adds trained matrix products beside chosen linear layers, and trained virtual tokens",
+    "lora+ia3": "adds trained matrix products in the feed-forward, and scales keys and values in the attention",
 }
 
 MEMORY_KINDS = {
@@ -44,9 +56,9 @@ def method_sentence(plan: AdapterPlan) -> str:
     """Say in words what an adapter does; "" where nothing is known of its method."""
     words = _METHODS.get(plan.method, "")
     extras = []
-    if plan.config.get("use_dora"):
+    if any(part.get("use_dora") for part in plan.configs):
         extras.append("DoRA trains a magnitude beside each")
-    if plan.config.get("use_rslora"):
+    if any(part.get("use_rslora") for part in plan.configs):
         extras.append("scaled by alpha / sqrt(rank)")
     if plan.bits in (4, 8):
         extras.append(f"on a base quantised to {plan.bits} bits")
@@ -55,7 +67,9 @@ def method_sentence(plan: AdapterPlan) -> str:
 
 def is_prompt_method(plan: AdapterPlan) -> bool:
     """Tell whether a method is not placed on modules of the model at all."""
-    return not plan.sizes and (plan.method not in METHODS or not METHODS[plan.method].reaches_kinds)
+    if plan.sizes or plan.method not in METHODS:
+        return not plan.sizes
+    return not (METHODS[plan.method].reaches_kinds or METHODS[plan.method].reference)
 
 
 def method_of(record: TrialRecord) -> str:

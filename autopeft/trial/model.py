@@ -17,7 +17,18 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
+from autopeft.anatomy import (
+    UNQUANTISED,
+    Anatomy,
+    Bias,
+    Block,
+    Norm,
+    PromptShape,
+    Task,
+    describe_linears,
+    number_layers,
+    place_of,
+)
 from autopeft.errors import RequestError, SourceError
 from autopeft.records import BaseFormat
 from autopeft.trial.memory import ran_out_of_memory
@@ -30,6 +41,7 @@ transformers.utils.logging.disable_progress_bar()
 AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
 }
 
 
@@ -55,20 +67,31 @@ def load_config(source: ModelSource) -> Any:
     Raises:
         SourceError: If it cannot be read, or the model has no form for the task.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(source.path, error)) from error
+    config = _read_config(source.path)
     if source.task == "text-classification":
         config.id2label = dict(enumerate(source.label_names))
         config.label2id = {name: i for i, name in config.id2label.items()}
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = source.pad_token_id
     if type(config) not in AUTO_CLASSES[source.task]._model_mapping:
+        forms = [task for task, auto in AUTO_CLASSES.items() if type(config) in auto._model_mapping]
         raise SourceError(
-            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of"
+            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of; "
+            f"it has {' and '.join(forms) or 'none that autopeft trains'}"
+        )
+    if source.task == "seq2seq-lm" and getattr(config, "decoder_start_token_id", None) is None:
+        raise SourceError(
+            f"model: config.json of {source.path!r} has no decoder_start_token_id, the token that a decoder begins "
+            "with; add the one of its pretraining"
         )
     return config
+
+
+def _read_config(path: str) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(path, error)) from error
 
 
 def check_weights(path: str) -> None:
@@ -121,16 +144,23 @@ def _unreadable(path: str, error: Exception) -> str:
 
 
 def position_limit(path: str) -> int | None:
-    """Give the most tokens that a model can take; None where its configuration sets no limit.
+    """Give the most tokens that a model can take, on either side; None where its configuration sets no limit.
 
     Raises:
         SourceError: If the configuration cannot be read.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(path, error)) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = _read_config(path).get_text_config()
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min((limit for name in names if (limit := getattr(config, name, None))), default=None)
+
+
+def answering_task(path: str) -> Task:
+    """Give the task by which a model learns to answer: sequence to sequence where it has an encoder and a decoder.
+
+    Raises:
+        SourceError: If the configuration cannot be read.
+    """
+    return "seq2seq-lm" if _read_config(path).is_encoder_decoder else "causal-lm"
 
 
 def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> None:
@@ -162,8 +192,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
     config = load_config(source)
     with torch.device("meta"):
         model = AUTO_CLASSES[source.task].from_config(config)
-    head = _head(model, source.task)
-    shapes, norms = [], []
+    head = head_of(model, source.task)
+    shapes, norms, biases = [], [], []
     for name, module in model.named_modules():
         if name.partition(".")[0] in head:
             continue
@@ -171,24 +201,47 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             shapes.append((name, *shape))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
+        else:
+            continue
+        if (bias := module._parameters.get("bias")) is not None:
+            biases.append((name, bias.numel()))
     linears = describe_linears(shapes)
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
+    kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
+    in_blocks = dict.fromkeys(layers, 0)
+    for name, parameter in model.named_parameters():
+        if (place := place_of(name)) and (place.stack, place.index) in in_blocks:
+            in_blocks[place.stack, place.index] += parameter.numel()
     return Anatomy(
         model_type=config.model_type,
         task=source.task,
         base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
         n_layers=1 + max((linear.layer for linear in linears), default=-1),
         linears=linears,
-        norms=tuple(
-            Norm(name, layers.get((place.stack, place.index)) if (place := place_of(name)) else None, params)
-            for name, params in norms
-        ),
+        norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
         prompt=_prompt_shape(model),
         head=head,
-        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        dtype_bits=checkpoint_bits(config),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
+        biases=tuple(
+            Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
+            for name, params in biases
+        ),
+        blocks=tuple(
+            Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
+        ),
     )
+
+
+def checkpoint_bits(config: Any) -> int:
+    """Give the bits of a parameter in the checkpoint of a configuration."""
+    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
+
+
+def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:
+    place = place_of(name)
+    return None if place is None else layers.get((place.stack, place.index))
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -208,7 +261,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
-def _head(model: Any, task: Task) -> dict[str, int]:
+def head_of(model: Any, task: Task) -> dict[str, int]:
     """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
     if task != "text-classification":
         return {}
@@ -225,8 +278,7 @@ def _prompt_shape(model: Any) -> PromptShape:
     from peft.utils import _prepare_prompt_learning_config
 
     token_dim = model.get_input_embeddings().weight.shape[-1]
-    # PEFT makes two prompts only for its sequence-to-sequence task, one for the encoder and one for the decoder.
-    none = PromptShape(token_dim, layers=0, prefix_dim=0, submodules=1)
+    none = PromptShape(token_dim, layers=0, prefix_dim=0)
     takers = (model, getattr(model, model.base_model_prefix, model))
     if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
         return none
@@ -235,7 +287,7 @@ def _prompt_shape(model: Any) -> PromptShape:
         prefix = _prepare_prompt_learning_config(config, model.config)
     except ValueError:  # it knows none of the names by which this model goes
         return none
-    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
+    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim)
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -1,6 +1,6 @@
 """Prepared data: the tokens that a search trains and judges on, the same for every worker; Parquet and one card.
 
-Workers read only this: no tokenizer, no user's file, no network.
+Workers read only this, no user's file; the tokenizer only to write out what a model generated.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ class Prepared:
     """Tokens of the rows that a search reads, and what was done to get them.
 
     A table has the columns `row` (number in the split as found, from 1), `input_ids`, then for text-classification
-    `label` and maybe `token_type_ids`, for causal-lm `labels` and `answer_bytes`.
+    `label` and maybe `token_type_ids`, for causal-lm and seq2seq-lm `labels` and `answer_bytes`. Where the metric
+    judges generated text, held-out splits have `reference`: the text of the answer, null for rows not to be judged so.
 
     Attributes:
         name: What the user called the data.
         test: None where there is none.
-        label_names: Names of the classes by index; empty for causal-lm.
+        label_names: Names of the classes by index; empty for texts.
         pad_id: What batches are padded with; the attention mask hides it.
         max_length: Tokens a row was cut to.
         rows_found: Rows a split had before rows were chosen.
         notes: Sentences for the user: everything that was decided or changed on the way.
         fingerprint: SHA-256 of the tables and the label names.
-        closing: Tokens that end a row of a classifier (SEP, EOS) and stay when it is cut; None where rows are pairs
+        closing: Tokens that end a text or source (SEP, EOS) and stay when it is cut; None where rows are pairs
             of texts, of which only the tokenizer can tell what to cut.
     """
 
@@ -95,6 +96,9 @@ def fingerprint(tables: Mapping[str, pa.Table], label_names: tuple[str, ...]) ->
         for column in table.column_names:
             values = pa.concat_arrays(table[column].chunks)
             sha.update(f"\n{name}.{column}\n".encode())
+            if pa.types.is_string(values.type):
+                sha.update(json.dumps(values.to_pylist()).encode())
+                continue
             if pa.types.is_list(values.type):
                 sha.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
                 values = values.flatten()

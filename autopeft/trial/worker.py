@@ -21,7 +21,7 @@ from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
 from autopeft.trial.batches import train_parts
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
-from autopeft.trial.model import ModelSource, checksum, load_base
+from autopeft.trial.model import ModelSource, checksum, load_base, load_tokenizer
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.train import train
 
@@ -61,6 +61,8 @@ class TrialWorker:
         self._head, self._metric, self._seed = dict(head), metric, data_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")
+        judges_texts = "reference" in self._data.validation.column_names
+        self._tokenizer = load_tokenizer(self._source.path) if judges_texts else None
         room = int(ROOM_FOR_BASES * memory_share * capacity_bytes(self._device))
         self._bases = Bases(self._load, limit_bytes=room, device=self._device)
 
@@ -124,7 +126,7 @@ class TrialWorker:
         adapted = base.resident.attach(unit.plan, task=self._source.task, head=self._head, base=self._source.path)
         batches = [train_parts(self._data, step, recipe=recipe, seed=self._seed) for step in range(unit.steps)]
         # The first step has no optimiser state yet, so the peak is among the others.
-        sizes = [max(part["input_ids"].numel() for part in parts) for parts in batches]
+        sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
         later = [size if step or unit.steps == 1 else 0 for step, size in enumerate(sizes)]
         training = train(
             adapted,
@@ -138,7 +140,7 @@ class TrialWorker:
         # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
         others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
         start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, device=self._device)
+        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())

@@ -14,22 +14,32 @@ from autopeft.problem import plan_of
 from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident
+from autopeft.trial.compose import plain_name
 from autopeft.trial.model import checksum, load_base, tensors_of
 from autopeft.trial.train import train
 
-PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
+PAIRS = [
+    ("llama", "causal-lm"),
+    ("llama", "text-classification"),
+    ("bert", "text-classification"),
+    ("t5", "seq2seq-lm"),
+    ("bart", "seq2seq-lm"),
+]
 CONFIGURATIONS = {
     "lora": {"lora.rank": 4},
     "dora": {"lora.rank": 4, "lora.dora": True},
     "rslora": {"lora.rank": 4, "lora.rslora": True, "lora.dropout": 0.1},
     **{name: {} for name in METHODS if name != "lora"},
 }
+QUANTISED = [n for n in CONFIGURATIONS if n not in METHODS or 4 in METHODS[n].bits]
 CASES = [(*pair, name, bits) for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))]
 
 
 def plan_for(name, bits, anatomy):
     method = METHODS["lora" if name in ("dora", "rslora") else name]
     candidate = Candidate({"method": method.name, "bits": bits, **CONFIGURATIONS[name]})
+    if anatomy.task not in method.tasks or bits not in method.bits:
+        pytest.skip("refused")
     if method.refuses(settings_of(candidate, method.name), bits, anatomy):
         pytest.skip("refused")
     return plan_of(candidate, anatomy)
@@ -99,7 +109,8 @@ def gradients(resident, plan, anatomy):
         torch.manual_seed(5)
         out = adapted(**batch_of(anatomy.task))
         out.loss.backward()
-        return out.logits.detach(), {n: p.grad.clone() for n, p in trained.items()}
+        # A bias of a quantised linear stands beside it; by its plain name it is the same.
+        return out.logits.detach(), {plain_name(n): p.grad.clone() for n, p in trained.items()}
     finally:
         resident.detach()
 
@@ -116,8 +127,8 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
     quantised = load_base(source, BaseFormat(bits), device="cpu")
     twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
     compared = 0
-    for name in CONFIGURATIONS:
-        if name == "dora" and bits == 8:
+    for name in QUANTISED:
+        if (name == "dora" and bits == 8) or (name in METHODS and task not in METHODS[name].tasks):
             continue
         plan = plan_for(name, bits, anatomy)
         logits, grads = gradients(resident, plan, anatomy)
@@ -127,7 +138,8 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
         for parameter, dense in dense_grads.items():
             assert (grads[parameter] - dense).norm() <= 1e-4 * dense.norm() + 1e-8, (name, parameter)
         compared += 1
-    assert compared == len(CONFIGURATIONS) - (bits == 8)
+    unfit = [name for name in QUANTISED if name in METHODS and task not in METHODS[name].tasks]
+    assert compared == len(QUANTISED) - (bits == 8) - len(unfit)
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
@@ -136,7 +148,9 @@ def test_quantising_changes_the_linears_of_the_layers_and_nothing_else(family, t
     for bits, kind in ((8, bnb.nn.Linear8bitLt), (4, bnb.nn.Linear4bit)):
         model = resident_of(family, task, bits).model
         found = {n for n, m in model.named_modules() if isinstance(m, kind)}
-        assert {x.name for x in anatomy.linears} <= found
+        # transformers keeps the last linear of T5's feed-forward in fp32, whose values overflow in fewer bits.
+        kept = ".wo" if family == "t5" else "none"
+        assert {x.name for x in anatomy.linears if not x.name.endswith(kept)} <= found
         assert not any(name.split(".")[0] in (*anatomy.head, "lm_head") for name in found)
         for module in model.modules():
             assert not getattr(module, "support_avx512bf16_for_cpu", False)

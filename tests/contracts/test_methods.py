@@ -9,10 +9,9 @@ from collections import Counter
 import peft
 import pytest
 import torch
-import transformers
 from architectures import ARCHITECTURES
 from configurations import OTHERS, candidates, cases, intended_rank
-from families import LABELS, PAIRS, batch_of
+from families import AUTO_CLASSES, LABELS, PAIRS, batch_of
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
@@ -21,8 +20,10 @@ from autopeft.methods import METHODS
 from autopeft.problem import plan_of
 from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
-from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
+from autopeft.trial.adapters import Resident, peft_config
+from autopeft.trial.compose import PEFT_TASKS
+from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy, tensors_of
+from autopeft.trial.own import Bottleneck
 
 CASES = list(cases(PAIRS))
 STEP = 0.05
@@ -34,17 +35,20 @@ def refusal(candidate, anatomy):
 
 
 def fresh_adapted(source, plan, anatomy):
-    """Build the real PEFT model on a new base with PEFT's own functions, without the code that is under test."""
+    """Build the real PEFT model on a new base with PEFT's own functions, without the code that is under test.
+
+    What PEFT has not is attached by our own code; `test_own` and `test_hybrids` count it by hand.
+    """
+    if "peft_type" not in plan.config:
+        return Resident(load_base(source, BaseFormat(32), device="cpu")).attach(
+            plan, task=source.task, head=anatomy.head
+        )
     fields = dict(plan.config)
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop("peft_type")]
     if anatomy.head and "target_modules" in fields:
         fields["modules_to_save"] = list(anatomy.head)
-    auto = {
-        "causal-lm": transformers.AutoModelForCausalLM,
-        "text-classification": transformers.AutoModelForSequenceClassification,
-    }[source.task]
     torch.manual_seed(0)
-    base = auto.from_pretrained(source.path)
+    base = AUTO_CLASSES[source.task].from_pretrained(source.path)
     return peft.get_peft_model(base, kind(task_type=PEFT_TASKS[source.task], **fields))
 
 
@@ -59,7 +63,7 @@ def same_tensors(model, copies):
 
 def logits_of(model, task):
     """Give the logits of the batch's own tokens; prompt tuning gives some for its virtual ones too."""
-    inputs = {k: v for k, v in batch_of(task).items() if k != "labels"}
+    inputs = {k: v for k, v in batch_of(task).items() if k != "labels" or task == "seq2seq-lm"}
     with torch.no_grad():
         logits = model(**inputs).logits
     return logits[:, -inputs["input_ids"].shape[1] :] if task == "causal-lm" else logits
@@ -82,6 +86,8 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
     anatomy = anatomy_of(family, task)
     candidate = candidates(method)[i]
     plan = plan_of(candidate, anatomy)
+    if refusal(candidate, anatomy) and "parts" in plan.config:
+        pytest.skip("refused for what PEFT would not do, which is tested on the part alone")
     adapted = fresh_adapted(source_of(family, task), plan, anatomy)
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     in_head = sum(n for name, n in trained.items() if any(f".{head}." in f".{name}" for head in anatomy.head))
@@ -106,13 +112,13 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         start = logits_of(adapted, task)
         if METHODS[method].starts_at_identity:
             torch.testing.assert_close(start, logits, rtol=1e-5, atol=1e-6)
-        else:
+        elif i == 0:  # in others a part of a hybrid may be off
             assert not torch.allclose(start, logits, atol=1e-4)
         assert math.isfinite(train_step(adapted, task))
         gradients = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
         still = [n for n, g in gradients.items() if g is None or not g.abs().max() > 0]
-        # B starts at zero, so that A has a gradient from the second step on.
-        assert all("lora_A" in n for n in still)
+        # B and up start at zero, so that A and down have a gradient from the second step on.
+        assert all("lora_A" in n or ".down." in n for n in still)
         frozen = {n: p for n, p in adapted.named_parameters() if not p.requires_grad}
         assert all(p.grad is None for p in frozen.values())
         assert not torch.equal(logits_of(adapted.eval(), task), start)
@@ -122,7 +128,7 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
     assert same_tensors(resident.model, copies)
     assert torch.equal(logits_of(resident.model, task), logits)
     assert not any(p.requires_grad or p.grad is not None for p in resident.model.parameters())
-    assert not any(isinstance(m, LoraLayer | IA3Layer | LNTuningLayer) for m in resident.model.modules())
+    assert not any(isinstance(m, LoraLayer | IA3Layer | LNTuningLayer | Bottleneck) for m in resident.model.modules())
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), [c for c in CASES if c[2] == "lora"])
@@ -162,7 +168,7 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
         assert module.ia3_l["default"].numel() == (kinds[name].fan_in if narrows else kinds[name].fan_out)
 
 
-def test_dora_on_a_base_of_8_bits_is_refused_and_does_break_the_base(source_of, bert):
+def test_dora_on_a_base_of_8_bits_is_refused_and_does_crash(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
     assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
     resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(8), device="cpu"))
@@ -172,13 +178,16 @@ def test_dora_on_a_base_of_8_bits_is_refused_and_does_break_the_base(source_of, 
     with pytest.raises(AttributeError):
         train_step(adapted, bert.task)
     resident.detach()
-    assert checksum(resident.model) != before
+    assert checksum(resident.model) == before
 
 
 def test_what_is_refused_is_counted():
-    """The table of refusals on the four families, so that a change to it is seen."""
+    """The table of refusals on the five families, so that a change to it is seen."""
     assert Counter(method for _, _, method, _ in CASES) == {
-        "lora": 60, "ia3": 24, "ln_tuning": 18, "prompt_tuning": 12, "prefix_tuning": 12, "p_tuning": 24
+        "lora": 80, "ia3": 32, "ln_tuning": 24, "prompt_tuning": 16, "prefix_tuning": 12, "p_tuning": 32,
+        "serial_adapter": 24, "parallel_adapter": 24, "bitfit": 24, "full": 8, "top_layers": 16,
+        "serial+parallel+prefix": 12, "parallel+prefix": 6, "lora+bitfit": 24, "lora+serial": 8, "lora+parallel": 8,
+        "lora+prompt": 8, "lora+ia3": 16,
     }  # fmt: skip
 
 
@@ -219,8 +228,10 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     if task == "text-classification":  # an encoder-decoder's classifier looks for the end of the text
         batch["input_ids"][:, -1] = min(getattr(config, "eos_token_id", None) or 5, 5)
     for method in METHODS.values():
-        if method.refuses({}, 32, anatomy):
-            assert method.name in architecture.refused
+        if task not in method.tasks or method.refuses({}, 32, anatomy):
+            # A hybrid goes by the names of its parts.
+            parts = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
+            assert {parts.get(part, part) for part in method.name.split("+")} & {*architecture.refused}
             continue
         if (name, method.name) in KNOWN_FAILURES:
             continue
@@ -231,7 +242,8 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
             adapted.train()
             adapted(**batch).loss.backward()
             without = [n for n, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
-            assert not without, method.name
+            # Not every weight of a model is used by every batch.
+            assert not without or method.reference, method.name
         finally:
             resident.detach()
         assert checksum(resident.model) == before
@@ -240,6 +252,7 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
 KNOWN_FAILURES = {
     ("longformer", "prompt_tuning"): "its positions are read off the tokens, which a prompt has not",
     ("longformer", "p_tuning"): "as above",
+    ("longformer", "lora+prompt"): "as above",
 }
 
 

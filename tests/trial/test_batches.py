@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autopeft.records import Recipe
-from autopeft.trial.batches import collate, evaluation_batches, train_parts
+from autopeft.trial.batches import collate, evaluation_batches, rows_by_length, train_parts
 from autopeft.trial.prepared import Prepared, fingerprint
 
 
@@ -88,3 +88,35 @@ def test_long_rows_go_in_smaller_batches():
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [
         (1, 10), (1, 9), (1, 8), (1, 7), (2, 6), (3, 4), (1, 1),
     ]  # fmt: skip
+
+
+def test_source_and_target_are_padded_apart():
+    ids, labels = [[1, 2, 3], [4]], [[5], [6, 7, 8, 9]]
+    batch = collate(pa.table({"row": [1, 2], "input_ids": ids, "labels": labels}), [0, 1], pad_id=0, multiple_of=2)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[5, -100, -100, -100], [6, 7, 8, 9]]
+
+
+def test_long_targets_go_in_smaller_batches_too():
+    table = pa.table({"row": [1, 2, 3], "input_ids": [[1]] * 3, "labels": [[1] * 6, [1] * 4, [1]]})
+    prepared = Prepared("x", "seq2seq-lm", table, table, None, (), 9, 128, {}, (), "")
+    batches = list(evaluation_batches(prepared, "validation", batch_size=4, max_tokens=8))
+    assert [tuple(batch["labels"].shape) for batch in batches] == [(1, 6), (2, 4)]
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(8, [1, 5, 2]), (2, [1, 2, 2, 1, 2])])
+def test_rows_of_one_length_share_a_batch(batch_size, sizes):
+    lengths = [3, 3, 2, 3, 9, 2, 3, 3]
+    groups = list(rows_by_length(lengths, batch_size=batch_size, equal=True))
+    assert [len(group) for group in groups] == sizes
+    assert all(len({lengths[i] for i in group}) == 1 for group in groups)
+    assert sorted(i for group in groups for i in group) == list(range(8))
+
+
+def test_a_source_keeps_its_end_where_a_candidate_cuts_it_and_a_target_does_not():
+    table = pa.table({"row": [1], "input_ids": [[5, 6, 7, 8, 1]], "labels": [[4, 5, 6, 1]], "answer_bytes": [9]})
+    prepared = Prepared("x", "seq2seq-lm", table, table, None, (), 0, 128, {}, (), "", closing=1)
+    (batch,) = train_parts(prepared, 0, recipe=Recipe(1.0, batch_size=1, max_length=3), seed=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 1]]
+    assert batch["labels"].tolist() == [[4, 5, 6]]

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import PAIRS
+from families import CONFIGS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LEDConfig
 
 from autopeft.errors import SourceError
 from autopeft.records import BaseFormat
-from autopeft.trial.model import ModelSource, checksum, load_base, load_config, position_limit, read_anatomy
+from autopeft.trial.model import (
+    ModelSource,
+    answering_task,
+    checksum,
+    load_base,
+    load_config,
+    position_limit,
+    read_anatomy,
+)
 
 
 def model_of(*tensors):
@@ -112,3 +121,24 @@ def test_a_model_without_its_weights_is_refused(source_of, tmp_path):
 def test_the_positions_of_a_model_are_its_limit(source_of):
     assert position_limit(source_of("bert", "text-classification").path) == 64
     assert position_limit(source_of("t5", "text-classification").path) is None
+    assert position_limit(source_of("bart", "seq2seq-lm").path) == 64
+
+
+def test_a_limit_on_either_side_is_one_on_both(tmp_path):
+    LEDConfig(max_encoder_position_embeddings=4096, max_decoder_position_embeddings=32).save_pretrained(tmp_path)
+    assert position_limit(str(tmp_path)) == 32
+
+
+def test_an_encoder_decoder_answers_from_sequence_to_sequence(source_of):
+    assert answering_task(source_of("t5", "seq2seq-lm").path) == "seq2seq-lm"
+    assert answering_task(source_of("bart", "seq2seq-lm").path) == "seq2seq-lm"
+    assert answering_task(source_of("llama", "causal-lm").path) == "causal-lm"
+    assert answering_task(source_of("bert", "text-classification").path) == "causal-lm"
+
+
+def test_a_decoder_that_does_not_know_how_to_begin_is_refused(tmp_path):
+    config = CONFIGS["t5"]()
+    config.decoder_start_token_id = None
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="has no decoder_start_token_id"):
+        load_config(ModelSource(str(tmp_path), "seq2seq-lm"))

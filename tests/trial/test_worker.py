@@ -17,9 +17,10 @@ from autopeft.records import BaseFormat
 from autopeft.trial import worker as worker_module
 from autopeft.trial.model import checksum, read_anatomy
 
-TASKS = {"bert": "text-classification", "llama": "causal-lm"}
+TASKS = {"bert": "text-classification", "llama": "causal-lm", "t5": "seq2seq-lm"}
 METHOD_VALUES = {name: {"method": name} for name in METHODS}
 METHOD_VALUES["lora"] = {"method": "lora", "lora.rank": 4, "lora.dropout": 0.1}
+POSSIBLE = [(family, name) for family, task in TASKS.items() for name in METHODS if task in METHODS[name].tasks]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,7 @@ def told(measurement):
     return replace(measurement, train_seconds=0.0, eval_seconds=0.0)
 
 
-@pytest.mark.parametrize("family", TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("family", "method"), POSSIBLE)
 @pytest.mark.parametrize("bits", [32, 16, 4])
 def test_the_same_unit_gives_the_same_again_and_in_a_fresh_worker(family, method, bits, setting, workers):
     unit = make_unit(setting[family][2], {**METHOD_VALUES[method], "bits": bits}, steps=4)
@@ -59,7 +59,7 @@ def test_the_same_unit_gives_the_same_again_and_in_a_fresh_worker(family, method
 @pytest.mark.parametrize("family", TASKS)
 def test_the_order_of_units_does_not_matter(family, setting, workers):
     anatomy = setting[family][2]
-    units = [make_unit(anatomy, {**values, "bits": 32}, steps=3) for values in METHOD_VALUES.values()]
+    units = [make_unit(anatomy, {**METHOD_VALUES[name], "bits": 32}, steps=3) for f, name in POSSIBLE if f == family]
     forth = [told(workers[family].run(unit)) for unit in units]
     back = [told(workers[family].run(unit)) for unit in reversed(units)]
     assert forth == back[::-1]

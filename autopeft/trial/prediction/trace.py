@@ -22,7 +22,7 @@ from autopeft.anatomy import Task
 from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
 from autopeft.trial.adapters import attached
-from autopeft.trial.model import AUTO_CLASSES, _head, quantization, tensors_of
+from autopeft.trial.model import AUTO_CLASSES, head_of, quantization, tensors_of
 from autopeft.trial.prediction.allocator import EMPTY_CACHE, CachingAllocator, replay
 from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import DeviceKernels
@@ -171,7 +171,7 @@ def _attach(model: Any, adapter: AdapterPlan | PeftConfig | None, task: Task) ->
     if adapter is None:
         return model.requires_grad_(True)
     if isinstance(adapter, AdapterPlan):
-        return attached(model, adapter, task=task, head=_head(model, task))
+        return attached(model, adapter, task=task, head=head_of(model, task))
     return get_peft_model(model, adapter)
 
 
