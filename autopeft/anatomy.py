@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 KINDS = ("query", "key", "value", "qkv", "output", "gate", "up", "down")
@@ -37,13 +37,23 @@ _GATE = re.compile(r"(?!.*up).*gate.*|wi_0|w1", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear inside a layer. `layer` counts from 0 in forward order, encoder before decoder."""
+    """A linear inside a layer.
+
+    Attributes:
+        layer: Counts from 0 in forward order, encoder before decoder.
+        bias: Whether it adds a bias.
+        transposed: Whether its weight is stored (fan_in, fan_out), as that of GPT-2's Conv1D.
+        plain: Whether it is an nn.Linear itself, not of a class made of it.
+    """
 
     name: str
     kind: str
     layer: int
     fan_in: int
     fan_out: int
+    bias: bool = False
+    transposed: bool = False
+    plain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,29 @@ class PromptShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The input embedding, and which of its rows matter.
+
+    Attributes:
+        embedding: Name of the module.
+        tied: Linears that share its weight, such as the output layer.
+        copies: Other embeddings that share its weight, as those of an encoder and a decoder do.
+        frequent: Tokens of the training data, the most frequent first; none where no data was looked at.
+    """
+
+    embedding: str
+    tied: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    frequent: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
+        """Rebuild from plain values."""
+        lists = {name: tuple(values) for name, values in data.items() if name != "embedding"}
+        return cls(embedding=data["embedding"], **lists)
+
+
+@dataclass(frozen=True, slots=True)
 class Anatomy:
     """A model without its weights.
 
@@ -112,6 +145,7 @@ class Anatomy:
     prompt: PromptShape
     head: Mapping[str, int]
     dtype_bits: int = 32
+    vocabulary: Vocabulary = Vocabulary("")
     outer_linear: int = 0
     biases: tuple[Bias, ...] = ()
     blocks: tuple[Block, ...] = ()
@@ -127,6 +161,10 @@ class Anatomy:
         """Parameters of the new task head."""
         return sum(self.head.values())
 
+    def on_data(self, frequent: Iterable[int]) -> Anatomy:
+        """Give the anatomy together with the most frequent tokens of the training data."""
+        return replace(self, vocabulary=replace(self.vocabulary, frequent=tuple(frequent)))
+
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
         return asdict(self)
@@ -140,6 +178,7 @@ class Anatomy:
                 "linears": tuple(Linear(**x) for x in data["linears"]),
                 "norms": tuple(Norm(**x) for x in data["norms"]),
                 "prompt": PromptShape(**data["prompt"]),
+                "vocabulary": Vocabulary.from_dict(data.get("vocabulary", {"embedding": ""})),
                 "biases": tuple(Bias(**x) for x in data.get("biases", ())),
                 "blocks": tuple(Block(**x) for x in data.get("blocks", ())),
             }

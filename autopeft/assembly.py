@@ -20,6 +20,7 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
+from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
 from autopeft.recipe import CUSTOMARY, defaults, holds
@@ -183,7 +184,9 @@ def _values(name: str, request: SearchRequest, space: Space) -> list[Any]:
 
 def _most_virtual_tokens(space: Space) -> int:
     """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
-    domains = [p.domain for p in space if p.name.endswith(".tokens")]
+    # A hybrid's parts have tokens too.
+    names = {f"{name}.tokens" for name, method in METHODS.items() if method.takes_positions}
+    domains = [p.domain for p in space if p.name in names or p.name.endswith((".prefix.tokens", ".prompt.tokens"))]
     return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
 
 
@@ -202,6 +205,7 @@ def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any],
         position_limit,
         read_anatomy,
     )
+    from autopeft.trial.prepared import frequent_tokens
 
     path = request.model or str(demo_model())
     if Path(path).expanduser().is_dir():
@@ -220,7 +224,7 @@ def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any],
         packed=prepared.task == "causal-lm" and True in _values("packing", request, space),
         checkpointed=True in _values("gradient_checkpointing", request, space),
     )
-    anatomy = read_anatomy(source)
+    anatomy = read_anatomy(source).on_data(frequent_tokens(prepared.train))
     model = {
         "name": path,
         "checkpoint_bits": anatomy.dtype_bits,

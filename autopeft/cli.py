@@ -6,6 +6,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -182,27 +183,20 @@ def merge(adapter: AdapterDir, out: MergedDir) -> None:
 
 @app.command()
 def methods(*, as_json: Json = False) -> None:
-    """List the PEFT methods and what each can do."""
+    """List the PEFT methods and what each can do, and those of PEFT that are not offered, and why."""
     from autopeft.methods import METHODS
+    from autopeft.methods.capabilities import capabilities
+    from autopeft.methods.not_offered import NOT_OFFERED
 
-    rows = [
-        {
-            "name": m.name,
-            "title": m.title,
-            "bits": list(m.bits),
-            "tasks": list(m.tasks),
-            "mergeable": m.mergeable,
-            "starts at identity": m.starts_at_identity,
-            "learning rate": m.learning_rate,
-            "source": m.source,
-        }
-        for m in METHODS.values()
-    ]
+    rows = [capabilities(method) for method in METHODS.values()]
     if as_json:
-        settings = (dict(m.settings) for m in METHODS.values())
-        print_json([{**row, "settings": own} for row, own in zip(rows, settings, strict=True)])
-    else:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
+        offered = [{**row, "settings": dict(METHODS[str(row["name"])].settings)} for row in rows]
+        print_json({"offered": offered, "not offered": [asdict(method) for method in NOT_OFFERED]})
+        return
+    columns = [name for name in rows[0] if name not in ("title", "learning rate from")]
+    print_table(columns, [[row[name] for name in columns] for row in rows])
+    print("\nNot offered, though PEFT has them:\n")
+    print_table(["title", "source", "reason"], [[m.title, m.source, m.reason] for m in NOT_OFFERED])
 
 
 @app.command()

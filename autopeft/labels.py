@@ -12,6 +12,7 @@ _SHORT = {
     "rank": "r",
     "tokens": "tokens",
     "width": "width",
+    "coefficients": "n",
     "attention": "attention",
     "feed_forward": "feed-forward",
     "top": "top",

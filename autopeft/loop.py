@@ -73,12 +73,14 @@ def search(
     running: dict[int, Proposal] = {}
     sitting: list[TrialRecord] = []
     exhausted = False
+    points = front(store.records, problem.objectives)
 
     def settle(outcome: Outcome) -> None:
+        nonlocal points
         record = judge(problem, running.pop(outcome.trial), outcome, seed=seed)
         store.append(record)
         study.tell(record)
-        points = front(store.records, problem.objectives)
+        points = front([*points, record], problem.objectives)  # what is dominated once stays so
         if record.state == "complete" and saves_adapters:
             store.keep_adapters(point.number for point in points)
         view.finished(record, points)

@@ -5,7 +5,6 @@ It is computed from the records alone, so a run that goes on knows what it had l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from autopeft.records import TrialRecord
@@ -29,7 +28,7 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
         if predicted <= 0:
             continue
         if record.exhausted_bytes:
-            needed = math.nextafter(limit_bytes / predicted, math.inf)
+            needed = (limit_bytes + 1) / predicted
         elif record.measurement is not None:
             needed = record.measurement.memory_bytes / predicted
         else:
@@ -37,8 +36,3 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
         if needed <= MOST:
             margin = max(margin, needed)
     return margin
-
-
-def too_much_memory(predicted_bytes: int, *, margin: float, limit_bytes: int | None) -> bool:
-    """Tell whether a training is refused for the memory that it is predicted to need; never without a prediction."""
-    return limit_bytes is not None and predicted_bytes > 0 and predicted_bytes * margin > limit_bytes

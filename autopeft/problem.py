@@ -42,6 +42,17 @@ def plan_of(
     )
 
 
+def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:
+    """Say why a method cannot be trained on a model, whatever its size and recipe; "" if it can."""
+    method = METHODS[str(candidate["method"])]
+    bits = format_of(candidate, base or BaseFormat(anatomy.dtype_bits)).bits
+    if bits not in method.bits:
+        return f"{method.name} does not train on a base of {bits} bits"
+    if anatomy.task not in method.tasks:
+        return f"{method.name} is not for {anatomy.task}"
+    return method.refuses(settings_of(candidate, method.name), bits, anatomy)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is searched.
@@ -54,6 +65,7 @@ class Problem:
         memory_limit_bytes: Most peak memory; None for no limit.
         recipe: How every candidate is trained that does not say otherwise; its learning rate is not used.
         base: How the base is held likewise; None for the checkpoint's bits.
+        predicted_bytes: Plan -> predicted peak memory of its training; None where nothing predicts it.
     """
 
     space: Space
@@ -64,6 +76,7 @@ class Problem:
     memory_limit_bytes: int | None = None
     recipe: Recipe = CUSTOMARY
     base: BaseFormat | None = None
+    predicted_bytes: Callable[[AdapterPlan], int] | None = None
 
     def plan(self, candidate: Candidate) -> AdapterPlan | None:
         """Give the adapter that a candidate means; None with a custom runner."""
@@ -73,16 +86,19 @@ class Problem:
         return plan_of(candidate, anatomy, recipe=self.recipe, base=self.base)
 
     def cost(self, candidate: Candidate) -> Cost | None:
-        """Count exactly what a candidate trains; None where a custom runner does not say."""
+        """Count exactly what a candidate trains, and predict its memory; None where a custom runner does not say."""
         if self.own_cost is not None:
             return Cost(int(self.own_cost(candidate)))
         if self.anatomy is None:
             return None
-        return Cost(self._plan(candidate, self.anatomy).adapter_params, self.anatomy.head_params)
+        plan = self._plan(candidate, self.anatomy)
+        predicted = 0 if self.predicted_bytes is None else self.predicted_bytes(plan)
+        return Cost(plan.adapter_params, self.anatomy.head_params, predicted)
 
     def _adapter_params(self, candidate: Candidate) -> int:
-        cost = self.cost(candidate)
-        return 1 if cost is None else cost.adapter_params
+        if self.own_cost is not None:
+            return int(self.own_cost(candidate))
+        return 1 if self.anatomy is None else self._plan(candidate, self.anatomy).adapter_params
 
     @property
     def _adapter_limit(self) -> int:
@@ -102,13 +118,8 @@ class Problem:
         method = METHODS[str(candidate["method"])]
         if method.reference and self.parameter_limit is not None:
             return f"{method.name} is a reference to compare with, and not for a budget; search it with --budget none"
-        bits = format_of(candidate, self.base or BaseFormat(self.anatomy.dtype_bits)).bits
         recipe = recipe_of(candidate, self.recipe, learning_rate=0.0)
-        if bits not in method.bits:
-            return f"{method.name} does not train on a base of {bits} bits"
-        if self.anatomy.task not in method.tasks:
-            return f"{method.name} is not for {self.anatomy.task}"
-        if reason := method.refuses(settings_of(candidate, method.name), bits, self.anatomy):
+        if reason := unfit(candidate, self.anatomy, self.base):
             return reason
         if reason := conflict(recipe, task=self.anatomy.task):
             return reason
@@ -119,8 +130,12 @@ class Problem:
         """Find the smallest configuration that can be trained, and the parameters of its adapter."""
         return smallest(self.space, count=lambda c: 0 if self._unfit(c) else self._adapter_params(c))
 
-    def refusal(self, candidate: Candidate) -> str:
-        """Say why a candidate cannot be trained; "" if it can. No training is needed to know."""
+    def refusal(self, candidate: Candidate, *, margin: float = 1.0) -> str:
+        """Say why a candidate cannot be trained; "" if it can. No training is needed to know.
+
+        Args:
+            margin: What predicted memory is multiplied with before it is held against the limit.
+        """
         if reason := self._unfit(candidate):
             return reason
         params = self._adapter_params(candidate)
@@ -128,6 +143,10 @@ class Problem:
             return "it trains nothing"
         if params > self._adapter_limit:
             return f"{show_count(params)} adapter parameters are more than the {show_count(self._adapter_limit)} left"
+        limit, cost = self.memory_limit_bytes, self.cost(candidate) if self.predicted_bytes is not None else None
+        if limit is not None and cost is not None and cost.memory_bytes * margin > limit:
+            needed = show_bytes(int(cost.memory_bytes * margin))
+            return f"it is predicted to need up to {needed}, which is more than {show_bytes(limit)}"
         return ""
 
     def identity(self, candidate: Candidate) -> str:

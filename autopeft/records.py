@@ -268,7 +268,7 @@ class Outcome(_Plain):
     """What an executor says of a work unit: a measurement, or the reason why there is none.
 
     Attributes:
-        exhausted_bytes: Memory that was in use when it ran out; 0 if it did not.
+        exhausted_bytes: Memory that was in use when it ran out, 1 where that is not known; 0 if it did not.
     """
 
     trial: int
@@ -295,7 +295,7 @@ class TrialRecord(_Plain):
         values: Objective name -> value, for a complete trial.
         reason: Why there is no value, for any other.
         plan: Adapter that was trained; None for a custom runner.
-        exhausted_bytes: Memory that was in use when it ran out; 0 if it did not.
+        exhausted_bytes: Memory that was in use when it ran out, 1 where that is not known; 0 if it did not.
     """
 
     number: int

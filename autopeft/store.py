@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -42,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: list[TrialRecord] = []
+        self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
 
@@ -89,7 +91,8 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self._take_lock()
-        self._records = self._read_records(repair=True)
+        self._records = [_in_short(record) for record in self._read_records(repair=True)]
+        self._with_adapter = {record.number for record in self._records}
         return self
 
     def __exit__(
@@ -123,7 +126,7 @@ class RunDirectory:
 
     @property
     def records(self) -> Sequence[TrialRecord]:
-        """The records, oldest first."""
+        """The records, oldest first; those of an open run in short, as a driver holds them for days."""
         return self._records or self._read_records(repair=False)
 
     def append(self, record: TrialRecord) -> None:
@@ -134,7 +137,8 @@ class RunDirectory:
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        self._records.append(record)
+        self._records.append(_in_short(record))
+        self._with_adapter.add(record.number)
 
     def _read_records(self, *, repair: bool) -> list[TrialRecord]:
         """Read the records; a last line that a kill cut short is dropped, any other fault is damage."""
@@ -196,11 +200,21 @@ class RunDirectory:
 
     def keep_adapters(self, numbers: Iterable[int]) -> None:
         """Remove the adapters of recorded trials that are not among these."""
-        kept = {adapter_dir(n) for n in numbers}
-        for record in self._records:
-            folder = self.path / adapter_dir(record.number)
-            if adapter_dir(record.number) not in kept and folder.is_dir():
+        kept = set(numbers)
+        for number in self._with_adapter - kept:  # each is looked at once, not at every trial's end
+            if (folder := self.path / adapter_dir(number)).is_dir():
                 shutil.rmtree(folder)
+        self._with_adapter &= kept
+
+
+def _in_short(record: TrialRecord) -> TrialRecord:
+    """Leave out what only the file keeps, and is most of a record: the modules of the plan, and the loss curve."""
+    plan, measurement = record.plan, record.measurement
+    return replace(
+        record,
+        plan=None if plan is None else replace(plan, sizes={}, config={}),
+        measurement=None if measurement is None else replace(measurement, curve=()),
+    )
 
 
 def replace_file(path: Path, text: str) -> None:

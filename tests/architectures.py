@@ -34,14 +34,25 @@ class Architecture:
     sizes: dict[str, tuple[int, int]] | None = None
     refused: tuple[str, ...] = ()
 
+    def refuses(self, method: str) -> bool:
+        """Say whether a method must be refused; adaption prompts are for a few families, and tokens for their task."""
+        if method == "adaption_prompt":
+            return self.config.model_type not in ("llama", "mistral", "gpt2")
+        # A hybrid is refused with any of its parts, which go by short names there.
+        short = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
+        return any(short.get(part, part) in self.refused for part in method.split("+"))
+
     @property
     def trains_in_all(self) -> bool:
         """Whether one step gives a gradient to everything: not to the weights of tokens that a batch does not route."""
         return self.config.model_type not in ("longformer",)
 
 
-_PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
-_PREFIX = ("prefix_tuning",)
+_PREFIX = ("prefix_tuning", "cartridge")
+_PROMPTS = ("prompt_tuning", "p_tuning", *_PREFIX)
+
+SMALL = {"lora.rank": 2, "shira.rank": 1, "gralora.blocks": 1, "miss.rank": 8, "peanut.rank": 8}
+"""Settings with which a method fits such small models."""
 
 ARCHITECTURES = {
     "opt": Architecture(
@@ -138,7 +149,7 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=10,
         norms_outside=2,
-        refused=_PROMPTS,
+        refused=(*_PROMPTS, "trainable_tokens", "frod"),
     ),
     "bart, seq2seq": Architecture(
         t.BartConfig(
@@ -210,7 +221,7 @@ ARCHITECTURES = {
         _FUSED,
         norms_in_layers=2,
         sizes={"qkv": (64, 96)},
-        refused=_PREFIX,
+        refused=(*_PREFIX, "glora"),
     ),
     "mpt": Architecture(t.MptConfig(d_model=64, n_layers=2, n_heads=4, vocab_size=128), _LM, _FUSED, refused=_PREFIX),
     # The experts are no linears in transformers 5, so that only the attention can be adapted.
@@ -220,6 +231,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
+        refused=("road", "shira", "psoft", "osf", "supertuning"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

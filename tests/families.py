@@ -77,6 +77,9 @@ AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
 }
 
+TOKENS = (1, *range(3, 128))
+"""All that `batch_of` and the rows of small runs draw from."""
+
 LABELS = ("a", "b", "c", "d", "e")
 
 PAIRS = [(family, task) for family, tasks in TASKS.items() for task in tasks]

@@ -10,14 +10,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from families import CONFIGS, PAIRS
+from architectures import ARCHITECTURES, SMALL
+from families import CONFIGS, PAIRS, TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.anatomy import KINDS, Anatomy, describe_linears, layer_groups, place_of
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
+from autopeft.problem import unfit
+from autopeft.records import Candidate
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, read_anatomy
 
 
@@ -68,17 +70,12 @@ def test_every_linear_and_norm_is_a_module_of_the_real_model(name, read):
     assert model.get_input_embeddings().weight.shape[1] == anatomy.prompt.token_dim
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if ARCHITECTURES[name].refused])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_peft_cannot_train_on_an_architecture_is_refused(name, read):
     expected = ARCHITECTURES[name]
-    anatomy = read(expected.config, expected.task)
-    refused = {n for n, m in METHODS.items() if anatomy.task not in m.tasks or m.refuses({}, 32, anatomy)}
-    # A hybrid is refused with any of its parts, which go by short names there.
-    parts = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
-    hybrids = {
-        name for name in METHODS if "+" in name and {parts.get(p) for p in name.split("+")} & {*expected.refused}
-    }
-    assert refused == {*expected.refused, *hybrids}
+    anatomy = read(expected.config, expected.task).on_data(TOKENS)
+    refused = {name for name in METHODS if unfit(Candidate({"method": name, **SMALL}), anatomy)}
+    assert refused == {name for name in METHODS if expected.refuses(name)}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

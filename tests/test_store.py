@@ -54,10 +54,15 @@ def lines(run):
     return (run.path / "records.jsonl").read_bytes().splitlines(keepends=True)
 
 
+def in_short(whole):
+    """What an open run remembers: everything but the loss curve, and the plan's modules, which these have not."""
+    return replace(whole, measurement=replace(whole.measurement, curve=()))
+
+
 def test_records_are_read_as_they_were_written(filled):
     assert list(reopened(filled).records) == [record(n) for n in range(4)]
     with reopened(filled) as again:
-        assert list(again.records) == [record(n) for n in range(4)]
+        assert list(again.records) == [in_short(record(n)) for n in range(4)]
         assert again.notes == []
 
 

@@ -69,6 +69,7 @@ class Method:
         mergeable: Whether it can be folded into the base's weights, so that inference costs nothing more.
         starts_at_identity: Whether the untrained adapter leaves the model's output as it was.
         reaches_kinds: Whether it is placed on kinds of module and layers (the prompt methods are not).
+        takes_positions: Whether its setting `tokens` takes positions of the model, before the text.
         reference: Whether it is there to be compared with, and never searched under a parameter budget.
     """
 
@@ -87,6 +88,7 @@ class Method:
     mergeable: bool = True
     starts_at_identity: bool = True
     reaches_kinds: bool = True
+    takes_positions: bool = False
     reference: bool = False
 
 

@@ -18,7 +18,8 @@ from autopeft.anatomy import Anatomy
 from autopeft.methods.method import Build, Method, Settings, is_count, number
 
 
-def _tokens(settings: Settings) -> int:
+def tokens_of(settings: Settings) -> int:
+    """Read how many virtual tokens there are."""
     return int(number(settings.get("tokens"), 16))
 
 
@@ -41,21 +42,21 @@ def _embedding(anatomy: Anatomy) -> dict[str, int]:
 
 def build_prompt(settings: Settings, anatomy: Anatomy) -> Build:
     """Train ``tokens * token_dim`` scalars."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM", **_embedding(anatomy))
     return Build({}, tokens * shape.token_dim, config)
 
 
 def build_prefix(settings: Settings, anatomy: Anatomy) -> Build:
     """Train a key and a value for each token and layer: ``tokens * layers * 2 * prefix_dim`` scalars."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     params = tokens * shape.layers * 2 * shape.prefix_dim
     return Build({}, params, _config("PREFIX_TUNING", tokens, prefix_projection=False))
 
 
 def build_p_tuning(settings: Settings, anatomy: Anatomy) -> Build:
     """Train embeddings and a three-layer network of `width` that turns them into prompts."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     width = int(number(settings.get("width"), 64))
     network = (shape.token_dim + 1) * width + (width + 1) * width + (width + 1) * shape.token_dim
     config = _config("P_TUNING", tokens, encoder_reparameterization_type="MLP", **_embedding(anatomy))
@@ -100,6 +101,7 @@ PROMPT_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 PREFIX_TUNING = Method(
     name="prefix_tuning",
@@ -115,6 +117,7 @@ PREFIX_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 P_TUNING = Method(
     name="p_tuning",
@@ -129,4 +132,5 @@ P_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )

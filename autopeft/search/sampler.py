@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
-from autopeft.search.codec import decoded, distribution_of, distributions, encode
-from autopeft.space import Real, Space, Whole, ends
+from autopeft.search.codec import decoded, distributions, encode
+from autopeft.space import Parameter, Real, Space, Whole, ends
 
 ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
 """Draws of the engine, each some ten milliseconds, and then at random, before a space is taken for exhausted."""
@@ -51,11 +51,15 @@ class FeasibleSampler(BaseSampler):
 
     Each trial has its own random state, made of the seed and the trial's number: a resumed search proposes what the
     uninterrupted one would have, and a redraw never repeats itself.
+
+    Attributes:
+        margin: What predicted memory is multiplied with; the study keeps it up to date.
     """
 
     def __init__(self, problem: Problem, engine: Callable[[int], BaseSampler], *, seed: int) -> None:
         self._problem, self._engine, self._seed = problem, engine, seed
         self._distributions = distributions(problem.space)
+        self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Claim every parameter: `sample_relative` gives the whole configuration at once."""
@@ -72,10 +76,11 @@ class FeasibleSampler(BaseSampler):
         known = {t.user_attrs.get(IDENTITY) for t in study.get_trials(deepcopy=False)}
         state = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
         for engine, draws in ((self._engine(state), ENGINE_DRAWS), (RandomSampler(seed=state), RANDOM_DRAWS)):
+            together = engine.infer_relative_search_space(study, trial)
             for _ in range(draws):
-                drawn = self._draw(engine, study, trial)
+                drawn = self._draw(engine, study, trial, together)
                 candidate = self._problem.fit(drawn)
-                if candidate is None or self._problem.refusal(candidate):
+                if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                     continue
                 if self._problem.identity(candidate) not in known:
                     return encode(self._problem.space, candidate)
@@ -90,23 +95,29 @@ class FeasibleSampler(BaseSampler):
         everything = every_candidate(self._problem.space, most=ENUMERATED)
         for i in np.random.default_rng(state).permutation(len(everything)):
             candidate = self._problem.fit(everything[i])
-            if candidate is None or self._problem.refusal(candidate):
+            if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                 continue
             if self._problem.identity(candidate) not in known:
                 return candidate
         raise SpaceExhausted
 
-    def _draw(self, engine: BaseSampler, study: optuna.Study, trial: FrozenTrial) -> Candidate:
-        """Draw one configuration, parents before what depends on them."""
-        relative = engine.sample_relative(study, trial, engine.infer_relative_search_space(study, trial))
+    def _draw(
+        self, engine: BaseSampler, study: optuna.Study, trial: FrozenTrial, together: dict[str, BaseDistribution]
+    ) -> Candidate:
+        """Draw one configuration, parents before what depends on them; what is not active is not drawn.
+
+        Args:
+            together: The parameters that the engine draws with regard to one another; the others it draws singly.
+        """
         values: dict[str, Scalar] = {}
-        for parameter in self._problem.space:
-            if any(values.get(name) not in allowed for name, allowed in parameter.when.items()):
-                continue
-            value = relative.get(parameter.name)
-            if value is None:
-                value = engine.sample_independent(study, trial, parameter.name, distribution_of(parameter.domain))
-            values[parameter.name] = decoded(parameter, value)
+        while level := [p for p in self._problem.space if p.name not in values and _is_due(p, values)]:
+            joint = {p.name: together[p.name] for p in level if p.name in together}
+            relative = engine.sample_relative(study, trial, joint) if joint else {}
+            for parameter in level:
+                value = relative.get(parameter.name)
+                if value is None:
+                    value = engine.sample_independent(study, trial, parameter.name, self._distributions[parameter.name])
+                values[parameter.name] = decoded(parameter, value)
         return self._problem.space.complete(values)
 
     def sample_independent(
@@ -122,13 +133,18 @@ class FeasibleSampler(BaseSampler):
         self._engine(self._seed).after_trial(study, trial, state, values)
 
 
+def _is_due(parameter: Parameter, values: Mapping[str, Scalar]) -> bool:
+    """Tell whether all that a parameter depends on is drawn, and calls for it."""
+    return all(values.get(name) in allowed for name, allowed in parameter.when.items())
+
+
 def every_candidate(space: Space, *, most: int) -> list[Candidate]:
     """Give every candidate of a bound space; none if there are more than so many, or a parameter is continuous."""
     partial: list[dict[str, Scalar]] = [{}]
     for parameter in space:
         grown: list[dict[str, Scalar]] = []
         for values in partial:
-            if any(values.get(name) not in allowed for name, allowed in parameter.when.items()):
+            if not _is_due(parameter, values):
                 grown.append(values)
                 continue
             if isinstance(parameter.domain, Real):

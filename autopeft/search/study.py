@@ -1,11 +1,15 @@
-"""The study: asks for candidates, is told records, and is rebuilt from them. One driver, one writer."""
+"""The study: asks for candidates, is told records, and is rebuilt from them. One driver, one writer.
+
+The engine looks at every trial several times a proposal, so it works on a copy of the study in memory; the storage is
+written to, one transaction a proposal and one a result, and read when a run is opened.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +18,13 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from autopeft.errors import AutopeftError, DamagedRunError
+from autopeft.margin import safety_margin
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
@@ -72,16 +77,27 @@ class Study:
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-        feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._learn(records)
         with _told_of(url):
             self._storage = _connect(url)
-            self._study = _open(self._storage, name, problem, feasible)
-            if self._disagrees(records):
+            stored = _open(self._storage, name, problem)
+            if self._disagrees(stored, records):
                 optuna.delete_study(study_name=name, storage=self._storage)
-                self._study = _open(self._storage, name, problem, feasible)
+                stored = _open(self._storage, name, problem)
+        self._study_id = stored._study_id
         self._distributions = distributions(problem.space)
-        self._reconcile(records)
-        self._again = self._orphans()
+        self._reconcile(stored, records)
+        self._memory = InMemoryStorage()
+        self._study = optuna.create_study(
+            storage=self._memory,
+            directions=[o.goal for o in problem.objectives],
+            sampler=self._feasible,
+        )
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        self._study.add_trials(trials)
+        self._stored_ids = [trial._trial_id for trial in trials]
+        self._again = [_orphan(trial) for trial in trials if trial.state is TrialState.RUNNING]
         self._enqueue_start()
         self._enqueue_stopped(records)
 
@@ -93,58 +109,65 @@ class Study:
         """
         if self._again:
             return self._again.pop(0)
-        trial = self._begun.pop(0) if self._begun else self._study.ask()
+        trial = self._study.ask()
         try:
             names = trial.user_attrs.get(FIXED) or trial.relative_params
             params = {p.name: suggest(trial, p) for p in self._problem.space if p.name in names}
         except SpaceExhausted:
             self._study.tell(trial, state=TrialState.FAIL)
+            self._store(trial.number)
             return None
         candidate = decode(self._problem.space, params)
         trial.set_user_attr(IDENTITY, self._problem.identity(candidate))
-        # Written last: a trial without it was cut off while it was being proposed.
         trial.set_user_attr(CANDIDATE, canonical_json(candidate.values))
+        self._store(trial.number)
         return Proposal(trial.number, candidate)
+
+    def _store(self, number: int) -> None:
+        """Write a new trial down, whole or not at all: a driver that dies before it proposes the same again."""
+        assert number == len(self._stored_ids), "trials are stored in the order of their numbers"
+        trial = self._memory.get_trial(number)
+        trial.distributions = {name: self._distributions[name] for name in trial.params}  # not each trial's own
+        self._stored_ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
 
     def tell(self, record: TrialRecord) -> None:
         """Tell the result of a trial; telling it twice changes nothing."""
+        if self._memory.get_trial(record.number).state.is_finished():
+            return
         state, values = _told(record, self._problem)
-        self._study.tell(record.number, values, state=state, skip_if_finished=True)
+        self._storage.set_trial_state_values(self._stored_ids[record.number], state, values)
+        self._study.tell(record.number, values, state=state)
+        self._learn([record])
+
+    def _learn(self, records: Iterable[TrialRecord]) -> None:
+        """Learn from records how far predicted memory may be off; what was learnt before stays."""
+        if (limit := self._problem.memory_limit_bytes) is not None:
+            self._feasible.margin = max(self._feasible.margin, safety_margin(records, limit_bytes=limit))
 
     def close(self) -> None:
         """Let go of the storage; of SQLite, one file is left that can be copied."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def _disagrees(self, records: Sequence[TrialRecord]) -> bool:
-        """Tell whether the study and the records disagree: one is an old copy, or somebody took a record out."""
-        trials = self._study.get_trials(deepcopy=False)
+    def _disagrees(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> bool:
+        """Tell whether storage and records disagree: one is an old copy, or somebody took a record out."""
+        trials = stored.get_trials(deepcopy=False)
         recorded = {r.number: canonical_json(r.candidate.values) for r in records}
         other = any(trials[n].user_attrs.get(CANDIDATE) != of for n, of in recorded.items() if n < len(trials))
         complete = {t.number for t in trials if t.state is TrialState.COMPLETE}
-        return other or bool(recorded and complete - recorded.keys())
+        unknown = any(CANDIDATE not in t.user_attrs for t in trials if not t.state.is_finished())
+        return other or unknown or bool(recorded and complete - recorded.keys())
 
-    def _reconcile(self, records: Sequence[TrialRecord]) -> None:
-        """Bring the study to what the records say; they are written first, so they never know less."""
-        trials = self._study.get_trials(deepcopy=False)
+    def _reconcile(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> None:
+        """Bring the storage to what the records say; they are written first, so they never know less."""
+        trials = stored.get_trials(deepcopy=False)
         by_number = {record.number: record for record in records}
-        for record in records:
-            if record.number < len(trials):
-                self.tell(record)
+        for trial in trials:
+            if trial.number in by_number and not trial.state.is_finished():
+                self._storage.set_trial_state_values(trial._trial_id, *_told(by_number[trial.number], self._problem))
         # A study that was lost, wholly or its last commits, is rebuilt; numbers stay what they were.
         for number in range(len(trials), max(by_number, default=-1) + 1):
-            self._study.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
-
-    def _orphans(self) -> list[Proposal]:
-        """Find the trials that a dead driver left running; one without a candidate was still being proposed."""
-        found = []
-        self._begun: list[optuna.Trial] = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if CANDIDATE in trial.user_attrs:
-                found.append(Proposal(trial.number, Candidate(json.loads(trial.user_attrs[CANDIDATE]))))
-            else:
-                self._begun.append(optuna.Trial(self._study, trial._trial_id))
-        return found
+            stored.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
 
     def _enqueue_start(self) -> None:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
@@ -152,7 +175,7 @@ class Study:
         known = {t.user_attrs.get(IDENTITY) for t in trials}
         for assignment in self._problem.space.start:
             candidate = self._problem.fit(self._problem.space.complete(assignment))
-            if candidate is None or self._problem.refusal(candidate):
+            if candidate is None or self._problem.refusal(candidate, margin=self._feasible.margin):
                 continue
             identity = self._problem.identity(candidate)
             if identity not in known:
@@ -186,17 +209,29 @@ def _told_of(url: str) -> Iterator[None]:
         ) from error
 
 
+def _orphan(trial: FrozenTrial) -> Proposal:
+    """Give what a dead driver left running, to be asked for again."""
+    return Proposal(trial.number, Candidate(json.loads(trial.user_attrs[CANDIDATE])))
+
+
+class _Connection(sqlite3.Connection):
+    """Waits for the disk only now and then: what a loss of power takes from the study, the records give back."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 def _connect(url: str) -> RDBStorage:
     if url.startswith("sqlite:///"):
         _make_durable(Path(url.removeprefix("sqlite:///")))
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None)
+    sqlite = {"connect_args": {"timeout": 60, "factory": _Connection}}
+    return RDBStorage(url, engine_kwargs=sqlite if url.startswith("sqlite") else None)
 
 
-def _open(storage: RDBStorage, name: str, problem: Problem, sampler: BaseSampler) -> optuna.Study:
+def _open(storage: RDBStorage, name: str, problem: Problem) -> optuna.Study:
     directions = [o.goal for o in problem.objectives]
-    study = optuna.create_study(
-        storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
-    )
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     if [d.name.lower() for d in study.directions] != directions:
         raise DamagedRunError(f"study: {name} holds {len(study.directions)} objectives, not these {len(directions)}")
     study.set_metric_names([o.name for o in problem.objectives])
@@ -221,9 +256,7 @@ def _told(record: TrialRecord, problem: Problem) -> tuple[TrialState, list[float
     return (TrialState.FAIL if record.state == "failed" else TrialState.PRUNED), None
 
 
-def _rebuilt(
-    record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]
-) -> optuna.trial.FrozenTrial:
+def _rebuilt(record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
     if record is None:
         return create_trial(state=TrialState.FAIL)
     state, values = _told(record, problem)

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from autopeft.errors import SourceError, TrialError
 from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
+from autopeft.trial.initial import (
+    begin_with_inputs,
+    changed_by,
+    factors_of,
+    layers_of,
+    restore,
+    rewrites_base,
+    settle,
+)
 from autopeft.trial.model import ModelSource, head_of, load_base
 from autopeft.trial.own import Bottleneck
 
-# PEFT wraps norms like any module and says so each time; transformers deprecates a flag that PEFT still reads.
+# PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
+# to a machine without a compiler, all of which is counted here; transformers deprecates a flag that PEFT still reads.
 warnings.filterwarnings("ignore", message="Unsupported layer type")
+warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
+warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")
+warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
+warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 ABOUT = "autopeft.json"
@@ -35,7 +51,9 @@ def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: 
 def attached(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
     """Attach the adapter of a plan to a model, with weights or without; gives the model to call."""
     if is_peft(plan):
-        return get_peft_model(model, peft_config(plan, task=task, head=head, base=base))
+        adapted = get_peft_model(model, peft_config(plan, task=task, head=head, base=base))
+        hold_ranks(adapted)
+        return adapted
     return attach_parts(model, plan, task=task, head=head)
 
 
@@ -55,24 +73,50 @@ class Resident:
         self._parameters = {id(m): dict(m._parameters) for m in model.modules()}
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
+        self._copies: dict[str, Tensor] = {}
+        self._beginnings: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attach(self, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
+    def attach(
+        self,
+        plan: AdapterPlan,
+        *,
+        task: str,
+        head: Mapping[str, int],
+        base: str = "",
+        sample: Sequence[Mapping[str, Tensor]] = (),
+    ) -> Any:
         """Attach the adapter of a plan and make sure that it is what was planned; gives the model to call.
+
+        Args:
+            sample: Batches to train on, for an adapter that begins with what it sees in them.
 
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
+        self._copies = changed_by(plan, self.model)
         adapted = attached(self.model, plan, task=task, head=head, base=base)
         check_realised(adapted, plan, head_params=sum(head.values()))
+        if rewrites_base(plan):
+            self._beginnings = {name: factors_of(layer) for name, layer in layers_of(adapted)}
+        if plan.config.get("init_lora_weights") == "eva":
+            begin_with_inputs(adapted, sample)
         if plan.recipe.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.
             self.model.disable_input_require_grads()
         return adapted
 
+    def settle(self, adapted: Any) -> None:
+        """Turn a trained adapter into the one that is judged and saved: one that goes on the base as it was."""
+        if self._beginnings:
+            restore(self.model, self._copies)
+            settle(adapted, self._beginnings)
+
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
         unwrap(self.model)
+        restore(self.model, self._copies)
+        self._copies, self._beginnings = {}, {}
         if self.model.is_gradient_checkpointing:
             self.model.activation_checkpointing_disable()
         for module in self.model.modules():
@@ -105,6 +149,8 @@ def unwrap(model: Any) -> None:
         inner = None
         if isinstance(module, AuxiliaryTrainingWrapper):
             inner = module.original_module
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            inner = module.model
         elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
             inner = BaseTunerLayer.get_base_layer(module)
         if inner is None or not name:
@@ -120,13 +166,32 @@ def is_peft(plan: AdapterPlan) -> bool:
     return "peft_type" in plan.config
 
 
+_SIZES = (
+    "oft_block_size",
+    "boft_block_size",
+    "block_size",
+    "fourierft_n_frequency",
+    "waveft_n_frequency",
+    "hra_r",
+    "token_indices",
+    "miss_r",
+    "deft_r",
+    "effective_rank",
+    "r",
+)
+"""Where PEFT's layers say how large they are; OFT's `r` is how many blocks it has, so the blocks' size comes first."""
+
+
 def realised_sizes(adapted: Any) -> dict[str, int]:
-    """Read off a real model what its adapter is: module name -> rank, size, or 1 for a vector."""
+    """Read off a real model what its adapter is: module name -> rank (or block, or coefficients), or 1 for a vector."""
     sizes = {}
     for name, module in base_of(adapted).named_modules():
         if isinstance(module, BaseTunerLayer):
-            ranks = getattr(module, "r", None)
-            sizes[name] = int(ranks["default"]) if isinstance(ranks, dict) and "default" in ranks else 1
+            said = (getattr(module, field, None) for field in _SIZES)
+            size = next((s["default"] for s in said if isinstance(s, dict) and "default" in s), 1)
+            sizes[name] = len(size) if isinstance(size, list) else int(size)
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            sizes[name] = module.adapter_len
         elif isinstance(module, Bottleneck):
             sizes[name] = module.size
     return sizes

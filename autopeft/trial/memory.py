@@ -72,7 +72,7 @@ def held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMITS = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
 _NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
 
 
@@ -80,9 +80,8 @@ def capacity_bytes(device: str) -> int:
     """Give the memory of a device; of a CPU that of the machine, or of the container if that is less."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
-    total = int(psutil.virtual_memory().total)
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    return min(total, int(limit)) if limit.isdecimal() else total
+    limits = [path.read_text().strip() for path in _CGROUP_LIMITS if path.is_file()]
+    return min(int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdecimal()), 2**62)
 
 
 def in_use_bytes(device: str) -> int:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from autopeft.anatomy import (
     Norm,
     PromptShape,
     Task,
+    Vocabulary,
     describe_linears,
     number_layers,
     place_of,
@@ -205,7 +206,16 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             continue
         if (bias := module._parameters.get("bias")) is not None:
             biases.append((name, bias.numel()))
-    linears = describe_linears(shapes)
+    linears = tuple(
+        replace(
+            linear,
+            bias=module.bias is not None,
+            transposed=isinstance(module, Conv1D),
+            plain=type(module) is nn.Linear,
+        )
+        for linear in describe_linears(shapes)
+        if (module := model.get_submodule(linear.name))
+    )
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
     kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
     in_blocks = dict.fromkeys(layers, 0)
@@ -222,6 +232,7 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         prompt=_prompt_shape(model),
         head=head,
         dtype_bits=checkpoint_bits(config),
+        vocabulary=_vocabulary(model),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
         biases=tuple(
@@ -270,6 +281,18 @@ def head_of(model: Any, task: Task) -> dict[str, int]:
         for name, child in model.named_children()
         if name != model.base_model_prefix and any(True for _ in child.parameters())
     }
+
+
+def _vocabulary(model: Any) -> Vocabulary:
+    """Find the input embedding, and what shares its weight."""
+    embedding = model.get_input_embeddings()
+    sharing = {n: m for n, m in model.named_modules() if m._parameters.get("weight") is embedding.weight}
+    others = {name: module for name, module in sharing.items() if module is not embedding}
+    return Vocabulary(
+        embedding=next(name for name, module in sharing.items() if module is embedding),
+        tied=tuple(name for name, module in others.items() if linear_shape(module) is not None),
+        copies=tuple(name for name, module in others.items() if linear_shape(module) is None),
+    )
 
 
 def _prompt_shape(model: Any) -> PromptShape:

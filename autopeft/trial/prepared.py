@@ -106,6 +106,12 @@ def fingerprint(tables: Mapping[str, pa.Table], label_names: tuple[str, ...]) ->
     return sha.hexdigest()
 
 
+def frequent_tokens(table: pa.Table, *, most: int = 1024) -> tuple[int, ...]:
+    """Give the tokens of a table's texts, the most frequent first, of equally frequent ones the smaller first."""
+    counts = pc.value_counts(pc.list_flatten(table["input_ids"])).to_pylist()
+    return tuple(c["values"] for c in sorted(counts, key=lambda c: (-c["counts"], c["values"]))[:most])
+
+
 def write(prepared: Prepared, folder: Path) -> None:
     """Write the splits as Parquet and the card as `data.json`, which comes last: with it the data is complete."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import torch
 from autopeft.errors import TrialError
 from autopeft.recipe import OPTIMIZERS, rate_at
 from autopeft.records import Recipe
+from autopeft.trial.allocation import allocation, prune
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import tensors_of
 
@@ -95,6 +96,7 @@ def train(
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     losses: list[float] = []
+    allocate = allocation(adapted, steps=steps)
     peak, start = 0, time.monotonic()
 
     def one_step(step: int) -> None:
@@ -111,6 +113,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         scaler.step(optimizer)
         scaler.update()
+        allocate(step)
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
         if not math.isfinite(total):
@@ -128,6 +131,7 @@ def train(
     # As they will be saved and loaded: what is judged is what the user gets.
     for parameter, kept in zip(trained, kept_types, strict=True):
         parameter.data = parameter.data.to(kept)
+    prune(adapted)
     adapted.eval()
     return Training(
         peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else peak,

@@ -25,6 +25,9 @@ from autopeft.trial.model import ModelSource, checksum, load_base, load_tokenize
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.train import train
 
+SAMPLE = 8
+"""Batches that an adapter may look at before it is trained."""
+
 
 class TrialWorker:
     """A Runner: trains adapters on one resident base a format.
@@ -123,8 +126,14 @@ class TrialWorker:
         if recipe.packing and not base.keeps_texts_apart:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
         torch.manual_seed(unit.seed)
-        adapted = base.resident.attach(unit.plan, task=self._source.task, head=self._head, base=self._source.path)
         batches = [train_parts(self._data, step, recipe=recipe, seed=self._seed) for step in range(unit.steps)]
+        adapted = base.resident.attach(
+            unit.plan,
+            task=self._source.task,
+            head=self._head,
+            base=self._source.path,
+            sample=[{n: t.to(self._device) for n, t in part.items()} for parts in batches[:SAMPLE] for part in parts],
+        )
         # The first step has no optimiser state yet, so the peak is among the others.
         sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
         later = [size if step or unit.steps == 1 else 0 for step, size in enumerate(sizes)]
@@ -137,6 +146,7 @@ class TrialWorker:
             device=self._device,
             measured_step=later.index(max(later)),
         )
+        base.resident.settle(adapted)
         # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
         others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
         start = time.monotonic()

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 
 import peft
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from configurations import OTHERS, candidates, cases, intended_rank
-from families import AUTO_CLASSES, LABELS, PAIRS, batch_of
+from architectures import ARCHITECTURES, SMALL
+from configurations import MAY_REST, OTHERS, candidates, cases, intended_rank
+from families import AUTO_CLASSES, LABELS, PAIRS, TOKENS, batch_of
 from peft.tuners.ia3 import IA3Layer
-from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
 
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
+from autopeft.problem import plan_of, unfit
 from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident, peft_config
 from autopeft.trial.compose import PEFT_TASKS
 from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy, tensors_of
-from autopeft.trial.own import Bottleneck
 
 CASES = list(cases(PAIRS))
 STEP = 0.05
-
-
-def refusal(candidate, anatomy):
-    method = METHODS[candidate["method"]]
-    return method.refuses(settings_of(candidate, method.name), int(candidate["bits"]), anatomy)
 
 
 def fresh_adapted(source, plan, anatomy):
@@ -86,24 +78,26 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
     anatomy = anatomy_of(family, task)
     candidate = candidates(method)[i]
     plan = plan_of(candidate, anatomy)
-    if refusal(candidate, anatomy) and "parts" in plan.config:
+    refused = unfit(candidate, anatomy)
+    if refused and "parts" in plan.config:
         pytest.skip("refused for what PEFT would not do, which is tested on the part alone")
-    adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    try:
+        adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    except (TypeError, ValueError, NotImplementedError):
+        assert refused
+        return
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     in_head = sum(n for name, n in trained.items() if any(f".{head}." in f".{name}" for head in anatomy.head))
-    if refusal(candidate, anatomy):
-        # Refused, because PEFT would leave the new head untrained.
-        assert in_head < anatomy.head_params
-        return
-    assert in_head == anatomy.head_params
-    assert sum(trained.values()) - in_head == plan.adapter_params > 0
+    # What PEFT builds is refused where it would leave the new head untrained, or leaves linears out without a word.
+    right = in_head == anatomy.head_params and sum(trained.values()) - in_head == plan.adapter_params > 0
+    assert right == (not refused), refused
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), CASES)
 def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, method, i, resident_of, anatomy_of):
     anatomy, resident = anatomy_of(family, task), resident_of(family, task)
     candidate = candidates(method)[i]
-    if refusal(candidate, anatomy):
+    if unfit(candidate, anatomy):
         pytest.skip("refused")
     before, copies, logits = checksum(resident.model), copied(resident.model), logits_of(resident.model, task)
     torch.manual_seed(0)
@@ -113,12 +107,13 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         if METHODS[method].starts_at_identity:
             torch.testing.assert_close(start, logits, rtol=1e-5, atol=1e-6)
         elif i == 0:  # in others a part of a hybrid may be off
-            assert not torch.allclose(start, logits, atol=1e-4)
-        assert math.isfinite(train_step(adapted, task))
-        gradients = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
-        still = [n for n, g in gradients.items() if g is None or not g.abs().max() > 0]
-        # B and up start at zero, so that A and down have a gradient from the second step on.
-        assert all("lora_A" in n or ".down." in n for n in still)
+            assert not torch.equal(start, logits)
+        still = {n for n, p in adapted.named_parameters() if p.requires_grad}
+        for _ in range(2):
+            # Of a product that starts at zero one factor has a gradient from the second step on.
+            assert math.isfinite(train_step(adapted, task))
+            still -= {n for n in still if (g := adapted.get_parameter(n).grad) is not None and g.abs().max() > 0}
+        assert not {n for n in still if not any(rests in n for rests in MAY_REST)}
         frozen = {n: p for n, p in adapted.named_parameters() if not p.requires_grad}
         assert all(p.grad is None for p in frozen.values())
         assert not torch.equal(logits_of(adapted.eval(), task), start)
@@ -128,7 +123,7 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
     assert same_tensors(resident.model, copies)
     assert torch.equal(logits_of(resident.model, task), logits)
     assert not any(p.requires_grad or p.grad is not None for p in resident.model.parameters())
-    assert not any(isinstance(m, LoraLayer | IA3Layer | LNTuningLayer | Bottleneck) for m in resident.model.modules())
+    assert not any(type(m).__module__.startswith(("peft.", "autopeft.")) for m in resident.model.modules())
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), [c for c in CASES if c[2] == "lora"])
@@ -170,7 +165,7 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
 
 def test_dora_on_a_base_of_8_bits_is_refused_and_does_crash(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
-    assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
+    assert "DoRA does not train on an 8-bit base" in unfit(candidate, bert)
     resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(8), device="cpu"))
     before = checksum(resident.model)
     adapted = resident.attach(plan_of(candidate, bert), task=bert.task, head=bert.head)
@@ -181,21 +176,16 @@ def test_dora_on_a_base_of_8_bits_is_refused_and_does_crash(source_of, bert):
     assert checksum(resident.model) == before
 
 
-def test_what_is_refused_is_counted():
-    """The table of refusals on the five families, so that a change to it is seen."""
-    assert Counter(method for _, _, method, _ in CASES) == {
-        "lora": 80, "ia3": 32, "ln_tuning": 24, "prompt_tuning": 16, "prefix_tuning": 12, "p_tuning": 32,
-        "serial_adapter": 24, "parallel_adapter": 24, "bitfit": 24, "full": 8, "top_layers": 16,
-        "serial+parallel+prefix": 12, "parallel+prefix": 6, "lora+bitfit": 24, "lora+serial": 8, "lora+parallel": 8,
-        "lora+prompt": 8, "lora+ia3": 16,
-    }  # fmt: skip
+def test_every_method_is_tried():
+    """How often, and what is refused, is in docs/methods.md, which is written from these cases."""
+    assert {method for _, _, method, _ in CASES} == set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_where_it_comes_from_and_what_its_settings_are(method):
     m = METHODS[method]
     assert m.name == method
-    assert "arXiv:" in m.source
+    assert any(mark in m.source for mark in ("arXiv:", "doi:", "openreview", "PEFT"))
     assert 0 < m.learning_rate < 1
     assert m.learning_rate_source
     assert m.settings.keys() == m.allowed.keys() >= m.spread.keys()
@@ -221,21 +211,21 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     torch.manual_seed(7)
     AUTO_CLASSES[task].from_config(config).save_pretrained(tmp_path)
     source = ModelSource(str(tmp_path), task, LABELS if task == "text-classification" else ())
-    anatomy = read_anatomy(source)
+    anatomy = read_anatomy(source).on_data(TOKENS)
     resident = Resident(load_base(source, BaseFormat(32), device="cpu"))
     before = checksum(resident.model)
     batch = batch_of(task)
     if task == "text-classification":  # an encoder-decoder's classifier looks for the end of the text
         batch["input_ids"][:, -1] = min(getattr(config, "eos_token_id", None) or 5, 5)
     for method in METHODS.values():
-        if task not in method.tasks or method.refuses({}, 32, anatomy):
-            # A hybrid goes by the names of its parts.
-            parts = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
-            assert {parts.get(part, part) for part in method.name.split("+")} & {*architecture.refused}
+        if task not in method.tasks:
+            continue
+        if method.refuses(settings_of(Candidate(SMALL), method.name), 32, anatomy):
+            assert architecture.refuses(method.name), method.name
             continue
         if (name, method.name) in KNOWN_FAILURES:
             continue
-        plan = plan_of(Candidate({"method": method.name, "bits": 32, "lora.rank": 2}), anatomy)
+        plan = plan_of(Candidate({"method": method.name, "bits": 32, **SMALL}), anatomy)
         torch.manual_seed(0)
         try:
             adapted = resident.attach(plan, task=task, head=anatomy.head)

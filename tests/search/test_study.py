@@ -230,7 +230,7 @@ def test_one_objective_of_the_callers_own_is_enough(open_study, tmp_path):
         study = open_study(of=of, sampler=sampler, name=f"{sampler}.db")
         for _ in range(15):
             proposal = study.ask()
-            study._study.tell(proposal.number, proposal.candidate["x"])
+            study.tell(replace(told_by_hand(of, proposal), values={"speed": proposal.candidate["x"]}))
         assert loaded(tmp_path, f"{sampler}.db").best_value > 0.5
 
 

@@ -1,0 +1,325 @@
+"""What a search costs beside its trainings: asks, tells, records, view, memory, report, and busy workers.
+
+Real searches of the real driver, whose trials are not trained: their results come from a formula at once, with all
+that a real one has (plan, loss curve, metrics). Two spaces: `default`, the shipped space bound to MiniLM, and `own`, a
+space of 12 numbers with a custom runner.
+
+    growth   milliseconds a trial, and the driver's memory, at 100 ... 5,000 trials; then the report
+    workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a clock that runs on by
+             itself, only the driver's own time is real
+
+    python benchmarks/driver.py --part growth
+    python benchmarks/driver.py --part workers
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import io
+import json
+import math
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+from results import write_rows
+
+from autopeft.api import CostFunction
+from autopeft.assembly import Assembly, assemble
+from autopeft.execute.local import LocalExecutor
+from autopeft.loop import Limits, search
+from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
+from autopeft.request import make_request
+from autopeft.result import Result
+from autopeft.search.study import Proposal, Study, sqlite_url
+from autopeft.space_file import read_space
+from autopeft.store import RunDirectory
+from autopeft.view import PlainView
+
+CHECKPOINTS = (100, 200, 500, 1000, 2000, 3000, 4000, 5000)
+_LAST = 50
+"""Trials before a checkpoint that its figures are the mean of."""
+
+OWN_SPACE = {
+    "parameters": {
+        "depth": {"ordinal": [0, 1, 2, 4, 8], "default": 2},
+        "kind": {"choices": ["a", "b", "c"]},
+        **{f"x{i}": {"low": 1e-3, "high": 1.0, "log": True, "default": 0.1} for i in range(10)},
+    }
+}
+
+
+# --- results without training ----------------------------------------------------------------------------------------
+
+
+def quality_of(candidate: Candidate) -> float:
+    """Give a quality that depends on every value, with an optimum inside and noise that is always the same."""
+    loss = 0.0
+    for name, value in candidate.values.items():
+        best = int(hashlib.sha256(name.encode()).hexdigest()[:4], 16) / 65535
+        at = value if isinstance(value, int | float) else len(str(value)) / 10
+        loss += (math.tanh(float(at)) - best) ** 2
+    noise = int(candidate.key[:6], 16) / 0xFFFFFF
+    return 1 / (1 + loss) + 0.02 * noise
+
+
+def own_cost(candidate: Candidate) -> int:
+    """Count the parameters of a candidate of the own space."""
+    return 1 + round(1000 * float(candidate["depth"]) * float(candidate["x0"]))
+
+
+class Formula:
+    """A Runner that gives what a training would have given, at once."""
+
+    def run(self, unit: WorkUnit) -> Measurement:
+        """Give the measurement of a work unit."""
+        quality = quality_of(unit.candidate)
+        params = unit.plan.adapter_params + unit.head_params if unit.plan else own_cost(unit.candidate)
+        loss = 1 - quality
+        return Measurement(
+            quality=quality,
+            trainable_params=params,
+            memory_bytes=200_000_000 + 16 * params,
+            memory_kind="tensor_storage",
+            head_params=unit.head_params,
+            adapter_bytes=4 * params,
+            steps=unit.steps,
+            train_seconds=2.5,
+            eval_seconds=0.5,
+            metrics={"accuracy": quality, "f1_macro": quality, "matthews": quality, "loss": loss},
+            curve=tuple((step, loss * (1 + math.exp(-step / 20))) for step in range(0, 100, 2)),
+            base_checksum="0" * 16,
+        )
+
+
+def assemble_case(space: str, sampler: str, trials: int, folder: Path) -> tuple[Any, Assembly]:
+    """Put the search of a case together, as `autopeft.search` does; gives (request, assembly)."""
+    fields: dict[str, Any] = {"trials": trials, "sampler": sampler, "executor": "local"}
+    runner: Callable[[Candidate, int], Measurement] | None = None
+    cost: CostFunction | None = None
+    if space == "own":
+        fields |= {"budget": "none", "objectives": ["quality", "params", "memory"]}
+        runner, cost = _never, own_cost
+        of = read_space(OWN_SPACE)
+    else:
+        from autopeft.trial.demo import LIBRARIES, demo_model
+
+        rows = [{"text": f"text {i}", "label": LIBRARIES[i % len(LIBRARIES)]} for i in range(40 * len(LIBRARIES))]
+        data = folder / "data.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fields |= {"model": str(demo_model()), "data": str(data)}
+        of = read_space("default")
+    request = make_request(fields)
+    return request, assemble(request, space=of, runner=runner, cost=cost)
+
+
+def _never(candidate: Candidate, steps: int) -> Measurement:
+    raise AssertionError("the executor of this benchmark does not call it")
+
+
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """CPU and wall seconds by name, of the trial that is under way."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = defaultdict(float)
+        self.wall: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Give a function that is timed under a name."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            cpu, wall = time.process_time(), time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.cpu[name] += time.process_time() - cpu
+                self.wall[name] += time.perf_counter() - wall
+
+        return wrapped
+
+
+class Marks(PlainView):
+    """The plain view, and at each checkpoint a row of figures."""
+
+    def __init__(self, watch: Stopwatch, row: dict[str, Any]) -> None:
+        super().__init__(io.StringIO())
+        self._watch, self._row, self._count = watch, row, 0
+        self._before: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """Show it; then, now and then, note where we are."""
+        self._watch.timed("view", super().finished)(record, front)
+        self._stream.seek(0)  # type: ignore[union-attr]
+        self._stream.truncate()  # type: ignore[union-attr]
+        self._count += 1
+        now = {f"{name}_ms": 1000 * seconds for name, seconds in self._watch.cpu.items()}
+        now |= {"cpu_ms": 1000 * time.process_time(), "wall_ms": 1000 * time.perf_counter()}
+        if self._count + _LAST in CHECKPOINTS:
+            self._before = now
+        if self._count in CHECKPOINTS:
+            spent = {name: round((value - self._before[name]) / _LAST, 2) for name, value in now.items()}
+            rss = round(psutil.Process().memory_info().rss / 2**20, 1)
+            self.rows.append({**self._row, "trials": self._count, "front": len(front), **spent, "rss_mib": rss})
+
+
+def growth(space: str, sampler: str, trials: int) -> list[dict[str, Any]]:
+    """Search, and give a row a checkpoint; the last has the report's figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        request, assembly = assemble_case(space, sampler, trials, folder)
+        run = RunDirectory.new(folder / "run")
+        run.make()
+        run.begin(request, assembly.info)
+        watch = Stopwatch()
+        view = Marks(watch, {"space": space, "sampler": sampler})
+        with run:
+            study = Study(assembly.problem, url=sqlite_url(run.path / "study.db"), sampler=sampler, seed=0)
+            view.started(assembly.info, [], [])
+            study.ask = watch.timed("ask", study.ask)  # type: ignore[method-assign]
+            study.tell = watch.timed("tell", study.tell)  # type: ignore[method-assign]
+            run.append = watch.timed("record", run.append)  # type: ignore[method-assign]
+            with closing(study), closing(LocalExecutor(Formula)) as executor:
+                limits = Limits(trials, None)
+                search(assembly.problem, study, executor, run, view, limits=limits, steps=100, seed=0)
+            start = time.process_time()
+            report = Result(run.path).report()
+            took = time.process_time() - start
+        for row in view.rows:
+            row |= {"report_cpu_seconds": "", "report_mb": "", "records_mb": ""}
+        view.rows[-1] |= {
+            "report_cpu_seconds": round(took, 2),
+            "report_mb": round(report.stat().st_size / 1e6, 2),
+            "records_mb": round((run.path / "records.jsonl").stat().st_size / 1e6, 2),
+        }
+        return view.rows
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """An Executor whose trainings take recorded times, on a clock that jumps to the next end while the driver waits."""
+
+    def __init__(self, capacity: int, seconds: float) -> None:
+        self.capacity = capacity
+        self._seconds, self._runner = seconds, Formula()
+        self._jumped, self._began = 0.0, time.perf_counter()
+        self._ends: list[tuple[float, int, WorkUnit, float]] = []
+        self.busy = 0.0
+
+    def clock(self) -> float:
+        """Give the simulated time."""
+        return time.perf_counter() - self._began + self._jumped
+
+    def submit(self, unit: WorkUnit) -> None:
+        """Begin a training; it takes between half and twice the usual time, always the same for a trial."""
+        took = self._seconds * 2 ** random.Random(unit.trial).uniform(-1, 1)
+        self.busy += took
+        heapq.heappush(self._ends, (self.clock() + took, unit.trial, unit, took))
+
+    def wait(self, timeout_seconds: float) -> list[Outcome]:
+        """Give what has ended by now, or jump to the next end."""
+        if self._ends:
+            self._jumped += max(0.0, self._ends[0][0] - self.clock())
+        ended = []
+        while self._ends and self._ends[0][0] <= self.clock():
+            _, _, unit, took = heapq.heappop(self._ends)
+            ended.append(Outcome(unit.trial, "complete", self._runner.run(unit), worker="simulated", seconds=took))
+        return ended
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Handed(Study):
+    """A study that notes how long asking and telling took in all."""
+
+    spent = 0.0
+
+    def ask(self) -> Proposal | None:
+        """Ask, timed."""
+        start = time.perf_counter()
+        try:
+            return super().ask()
+        finally:
+            self.spent += time.perf_counter() - start
+
+
+def workers(count: int, seconds: float, sampler: str, trials: int) -> dict[str, Any]:
+    """Search with simulated workers; the share of their time that they trained."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        request, assembly = assemble_case("default", sampler, trials, folder)
+        run = RunDirectory.new(folder / "run")
+        run.make()
+        run.begin(request, assembly.info)
+        executor = Simulated(count, seconds)
+        view = PlainView(io.StringIO())
+        cpu = time.process_time()
+        with run:
+            study = Study(assembly.problem, url=sqlite_url(run.path / "study.db"), sampler=sampler, seed=0)
+            view.started(assembly.info, [], [])
+            with closing(study):
+                limits = Limits(trials, None)
+                search(
+                    assembly.problem, study, executor, run, view, limits=limits, steps=100, seed=0, clock=executor.clock
+                )
+        wall = executor.clock()
+        return {
+            "sampler": sampler,
+            "workers": count,
+            "trial_seconds": seconds,
+            "trials": trials,
+            "efficiency": round(executor.busy / (count * wall), 4),
+            "simulated_hours": round(wall / 3600, 3),
+            "driver_cpu_ms_per_trial": round(1000 * (time.process_time() - cpu) / trials, 2),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["growth", "workers"], default="growth")
+    parser.add_argument("--spaces", nargs="+", choices=["default", "own"], default=["default", "own"])
+    parser.add_argument("--samplers", nargs="+", default=["tpe", "nsga2", "random"])
+    parser.add_argument("--trials", type=int, default=5000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[3.0, 30.0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:  # a process of its own, so that its memory is its own
+        print(json.dumps(growth(args.spaces[0], args.samplers[0], args.trials)))
+        return
+    if args.part == "growth":
+        for space in args.spaces:
+            for sampler in args.samplers:
+                command = [sys.executable, __file__, "--only", "--spaces", space, "--samplers", sampler]
+                done = subprocess.run([*command, "--trials", str(args.trials)], stdout=subprocess.PIPE, check=True)
+                rows = json.loads(done.stdout)
+                print(*rows, sep="\n", flush=True)
+                write_rows(args.out / "driver_growth.csv", rows)
+        return
+    for sampler in args.samplers:
+        for seconds in args.seconds:
+            for count in args.workers:
+                row = workers(count, seconds, sampler, min(args.trials, 30 * count + 500))
+                print(row, flush=True)
+                write_rows(args.out / "driver_workers.csv", [row])
+
+
+if __name__ == "__main__":
+    main()
