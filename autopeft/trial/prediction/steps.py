@@ -89,6 +89,7 @@ class LayerWatch:
         self._turned: dict[int, int] = {}
         self._forward: dict[int, dict[str, int]] = {}
         self._backward: dict[int, dict[str, int]] = {}
+        self._inside: int | None = None
         self._open: int | None = None
 
     def _note(self, parts: dict[str, int], name: str) -> None:
@@ -100,13 +101,17 @@ class LayerWatch:
                 self._log.close_window()
                 self._before[number] = self._log.live_bytes
                 self._forward[number] = {}
+                self._inside = number
 
         return hook
 
     def _passing(self, number: int, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+            # A module that layers share is known by each of them.
+            if number not in (self._inside, self._open):
+                return
             if self._open is not None:
-                self._note(self._backward[self._open], f"again {name}")
+                self._note(self._backward[number], f"again {name}")
                 return
             self._note(self._forward[number], name)
             if isinstance(output, torch.Tensor) and output.requires_grad:
@@ -124,6 +129,7 @@ class LayerWatch:
                 return
             self._left[number] = self._log.live_bytes
             self._note(self._forward[number], "")
+            self._inside = None
             hidden = output[0] if isinstance(output, tuple) else output
             if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
                 hidden.register_hook(lambda _grad: self._turn(number))
