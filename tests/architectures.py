@@ -178,7 +178,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
-        refused=("road", "shira"),
+        refused=("road", "shira", "gralora", "miss", "osf", "supertuning"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),
