@@ -143,11 +143,14 @@ class Problem:
             return "it trains nothing"
         if params > self._adapter_limit:
             return f"{show_count(params)} adapter parameters are more than the {show_count(self._adapter_limit)} left"
-        limit, cost = self.memory_limit_bytes, self.cost(candidate) if self.predicted_bytes is not None else None
-        if limit is not None and cost is not None and cost.memory_bytes * margin > limit:
-            needed = show_bytes(int(cost.memory_bytes * margin))
-            return f"it is predicted to need up to {needed}, which is more than {show_bytes(limit)}"
-        return ""
+        return self._too_much_memory(candidate, margin=margin)
+
+    def _too_much_memory(self, candidate: Candidate, *, margin: float = 1.0) -> str:
+        limit = self.memory_limit_bytes
+        if limit is None or self.predicted_bytes is None or self.anatomy is None:
+            return ""
+        needed = self.predicted_bytes(self._plan(candidate, self.anatomy)) * margin
+        return "" if needed <= limit else f"it is predicted to need {show_bytes(needed)}, more than {show_bytes(limit)}"
 
     def identity(self, candidate: Candidate) -> str:
         """Give what makes two candidates the same training: equal plans are duplicates whatever their values."""
@@ -170,6 +173,7 @@ class Problem:
             raise InfeasibleError(f"space: nothing in it can be trained on this model; for one, {why}. Allow more")
         candidate, params = found
         if params <= self._adapter_limit:
+            self._check_memory(candidate)
             return
         head = self.anatomy.head_params if self.anatomy else 0
         needed = params + head
@@ -179,6 +183,26 @@ class Problem:
         raise InfeasibleError(
             f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
             f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
+        )
+
+    def _check_memory(self, smallest: Candidate) -> None:
+        """Make sure that the memory is predicted to hold some configuration: the smallest, or one to start with."""
+        if self.memory_limit_bytes is None or self.predicted_bytes is None or self.anatomy is None:
+            return
+        starts = (self.fit(self.space.complete(start)) for start in self.space.start)
+        least: int | None = None
+        for candidate in (smallest, *starts):
+            if candidate is None or self._unfit(candidate):
+                continue
+            needed = self.predicted_bytes(self._plan(candidate, self.anatomy))
+            if needed <= self.memory_limit_bytes:
+                return
+            least = needed if least is None else min(least, needed)
+        raise InfeasibleError(
+            f"memory: {show_bytes(self.memory_limit_bytes)}; with {self.recipe.batch_size} rows a step the leanest "
+            f"configuration here is predicted to need {show_bytes(least or 0)}. Raise --memory, lower --batch-size or "
+            "--max-length, or use --gradient-accumulation-steps or --gradient-checkpointing (autopeft estimate tells "
+            "what fits)."
         )
 
     def _check_recipe(self) -> None:

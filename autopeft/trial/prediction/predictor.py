@@ -32,7 +32,7 @@ class MemoryPredictor:
     everything on a model with an encoder and a decoder, is always traced.
 
     Args:
-        length: Tokens of the longest batch, where a plan's recipe does not say.
+        length: Tokens of the longest row of the data.
         device: Whose memory; "cpu" counts as the worker does there.
         padded: Whether that batch has rows of different lengths, so that attention needs a mask.
 
