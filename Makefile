@@ -11,6 +11,7 @@ check:  ## style, types, layers, and that the docs say what the command line doe
 	mypy
 	lint-imports
 	python docs/write_cli.py --check
+	python docs/write_methods.py --check
 
 format:
 	ruff check --fix .
@@ -22,5 +23,6 @@ test:
 bench:  ## how much of a run survives kill -9
 	python benchmarks/kill.py
 
-docs:  ## write docs/cli.md anew from the command line's own help
+docs:  ## write docs/cli.md anew from the command line's own help, docs/methods.md from the methods and their tests
 	python docs/write_cli.py
+	python docs/write_methods.py

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autopeft.api import estimate, load, resume, search
+    from autopeft.api import estimate, load, merge, resume, search
     from autopeft.objectives import Objective, objective
     from autopeft.records import Candidate, Measurement
     from autopeft.result import Pick, Result
@@ -22,6 +22,7 @@ __all__ = [
     "Result",
     "estimate",
     "load",
+    "merge",
     "objective",
     "resume",
     "search",

@@ -1,4 +1,4 @@
-"""The Python face: search, resume, estimate, load; and the Result that they give."""
+"""The Python face: search, resume, estimate, load, merge; and the Result that they give."""
 
 from __future__ import annotations
 
@@ -271,3 +271,18 @@ def load(adapter_dir: str | Path, *, device: str = "cpu") -> Any:
     from autopeft.trial.adapters import load_adapter
 
     return load_adapter(Path(adapter_dir), device=device)
+
+
+def merge(adapter_dir: str | Path, out_dir: str | Path, *, device: str = "cpu") -> tuple[str, ...]:
+    """Fold an adapter that a search saved into its base, and save a plain Hugging Face model with its tokenizer.
+
+    Returns:
+        Caveats, where there are some: an adapter that was trained on a base of 4 or 8 bits is merged into 16 or 32.
+
+    Raises:
+        RequestError: If the method cannot be merged, or `out_dir` is not empty.
+        SourceError: If the folder holds no such adapter, or its base cannot be read.
+    """
+    from autopeft.trial.merge import merge_adapter
+
+    return merge_adapter(Path(adapter_dir), Path(out_dir), device=device)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
+from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
+from autopeft.recipe import CUSTOMARY, defaults, holds
 from autopeft.records import Candidate, Measurement, RunInfo, WorkerSpec
 from autopeft.request import SearchRequest
-from autopeft.space import Ordinal
+from autopeft.space import Ordinal, Space, ends
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
 from autopeft.units import show_bytes
@@ -76,7 +78,7 @@ def assemble(
     }
     prepared, metric = None, None
     if runner is None:
-        model, anatomy, prepared = _read_sources(request, reserved=_most_virtual_tokens(space))
+        model, anatomy, prepared = _read_sources(request, parse_space(space))
         metric = request.metric_for(prepared.task)
         limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
         fields |= {"anatomy": anatomy.to_dict(), "model": model, "data": prepared.card(), "parameter_limit": limit}
@@ -152,11 +154,17 @@ def _unknown_measure(measurement: Measurement) -> float:
 def _problem(info: RunInfo, objectives: tuple[Objective, ...], cost: CostFunction | None) -> Problem:
     space = parse_space(yaml.safe_load(info.space))
     anatomy = None if info.anatomy is None else Anatomy.from_dict(info.anatomy)
+    recipe, base = CUSTOMARY, None
     if anatomy is not None:
-        space = bind_space(space, anatomy, cuda=info.model["cuda"])
+        longest = info.data["max_length"]
+        recipe, form = defaults(info.request, max_length=longest)
+        base = replace(form, bits=anatomy.dtype_bits)
+        bits = info.request.get("bits")
+        space = bind_space(space, anatomy, cuda=info.model["cuda"], bits=bits, max_length=longest)
     elif spread := [p.name for p in space if p.per]:
         raise RequestError(f"space: {spread[0]}: `per` needs a model; a custom runner has none")
-    return Problem(space, objectives, anatomy, cost, info.parameter_limit, info.memory_limit_bytes)
+    limits = info.parameter_limit, info.memory_limit_bytes
+    return Problem(space, objectives, anatomy, cost, *limits, recipe=recipe, base=base)
 
 
 def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Objective]) -> tuple[Objective, ...]:
@@ -167,19 +175,37 @@ def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Object
     return tuple(brought.get(name) or known[name] for name in request.objectives)
 
 
-def _most_virtual_tokens(space: Mapping[str, Any]) -> int:
+def _values(name: str, request: SearchRequest, space: Space) -> list[Any]:
+    """Give every value that a dimension of training can have in a search; of a range, its ends."""
+    found = [ends(p.domain) for p in space if p.name == name]
+    # Others are refused with all that is wrong in the space, when it is bound to the model.
+    return [v for v in found[0] if holds(name, v)] if found else [getattr(request, name)]
+
+
+def _most_virtual_tokens(space: Space) -> int:
     """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
-    domains = [p.domain for p in parse_space(space) if p.name.endswith(".tokens")]
+    # A hybrid's parts have tokens too.
+    names = {f"{name}.tokens" for name, method in METHODS.items() if method.takes_positions}
+    domains = [p.domain for p in space if p.name in names or p.name.endswith((".prefix.tokens", ".prompt.tokens"))]
     return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
 
 
-def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, Any], Anatomy, Prepared]:
+def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any], Anatomy, Prepared]:
     """Read tokenizer, data and anatomy; gives (what the model is, anatomy, prepared data)."""
     # Heavy, and of no use to a custom runner.
     from autopeft.trial.data import prepare
     from autopeft.trial.demo import demo_model
     from autopeft.trial.device import cuda_available
-    from autopeft.trial.model import ModelSource, check_weights, load_tokenizer, position_limit, read_anatomy
+    from autopeft.trial.model import (
+        ModelSource,
+        answering_task,
+        check_trains,
+        check_weights,
+        load_tokenizer,
+        position_limit,
+        read_anatomy,
+    )
+    from autopeft.trial.prepared import frequent_tokens
 
     path = request.model or str(demo_model())
     if Path(path).expanduser().is_dir():
@@ -187,10 +213,18 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     tokenizer = load_tokenizer(path)
     positions = position_limit(path)
     check_weights(path)
-    room = None if positions is None else positions - reserved
-    prepared = prepare(request, tokenizer, task=request.task, max_positions=room)
+    room = None if positions is None else positions - _most_virtual_tokens(space)
+    rows = max(_values("batch_size", request, space), default=request.batch_size)
+    answering = answering_task(path)
+    prepared = prepare(request, tokenizer, task=request.task, answering=answering, max_positions=room, batch_size=rows)
+    _check_lengths(prepared, [v for v in _values("max_length", request, space) if v < prepared.max_length])
     source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
-    anatomy = read_anatomy(source)
+    check_trains(
+        source,
+        packed=prepared.task == "causal-lm" and True in _values("packing", request, space),
+        checkpointed=True in _values("gradient_checkpointing", request, space),
+    )
+    anatomy = read_anatomy(source).on_data(frequent_tokens(prepared.train))
     model = {
         "name": path,
         "checkpoint_bits": anatomy.dtype_bits,
@@ -200,7 +234,23 @@ def _read_sources(request: SearchRequest, *, reserved: int) -> tuple[dict[str, A
     return model, anatomy, prepared
 
 
-def worker_spec(info: RunInfo, run_dir: Path, *, threads: int) -> WorkerSpec:
+def _check_lengths(prepared: Prepared, lengths: Sequence[int]) -> None:
+    """Make sure that the rows can be cut to the lengths of a space."""
+    from autopeft.trial.batches import rows_left_empty
+
+    if lengths and prepared.closing is None:
+        raise RequestError(
+            "space: max_length: rows of two texts are cut once, by the tokenizer; drop it, and give --max-length"
+        )
+    for length in lengths:
+        if empty := rows_left_empty(prepared, length):
+            raise RequestError(
+                f"space: max_length: at {length} tokens the prompt fills {len(empty)} of the "
+                f"{prepared.train.num_rows} train rows, the first row {min(empty)}; start from a larger one"
+            )
+
+
+def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: float = 1.0) -> WorkerSpec:
     """Say how a worker of a run is made."""
     anatomy, request = info.anatomy or {}, info.request
     return WorkerSpec(
@@ -210,9 +260,9 @@ def worker_spec(info: RunInfo, run_dir: Path, *, threads: int) -> WorkerSpec:
             "source": info.model["source"],
             "head": anatomy["head"],
             "metric": request["metric"] or _default_metric(info),
-            "batch_size": request["batch_size"],
             "data_seed": request["seed"],
             "threads": threads,
+            "memory_share": memory_share,
         },
     )
 
@@ -241,7 +291,9 @@ def make_executor(
     # Of a cluster's machines nothing is known here; one thread a worker suits any.
     threads = 1 if request.ray_address else max(1, cores // workers)
     if runner is None:
-        spec = worker_spec(info, run_dir, threads=threads)
+        # How many share a machine of a cluster is not known; all of them on one is the worst.
+        share = min(1.0, gpus) if gpus else 1 / workers
+        spec = worker_spec(info, run_dir, threads=threads, memory_share=share)
     else:
         entry = runner if isinstance(runner, str) else entry_of(runner)
         spec = WorkerSpec("autopeft.execute.function:FunctionRunner", {"function": entry})

@@ -73,7 +73,7 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
             levels[name] = 0
     if count(sizes.at(levels)) > limit:
         # What is left is too large by itself; something else may not be.
-        levels = _without_the_dearest(sizes, lowered, count)
+        levels = _least_on(sizes, lowered, count)
     if not 0 < count(sizes.at(levels)) <= limit:
         return None
     for name in reversed(by_size):
@@ -85,8 +85,29 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
     return sizes.at(levels)
 
 
-def _without_the_dearest(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, int]:
-    """Turn sizes off, the dearest first, as long as something is left."""
+def _least_on(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, int]:
+    """Turn sizes off, one by one, as long as something is left, and give what is smallest then.
+
+    The dearest first finds the cheapest of sizes that add up; the cheapest first, of sizes that multiply, such as
+    layers and what stands at each. Where whole parameters can be spared, as the parts of a hybrid, each is.
+    """
+    starts = [levels]
+    for family in dict.fromkeys(sizes.base.values()):
+        members = [name for name in levels if sizes.base[name] == family and sizes.can_turn_off(name)]
+        without = {**levels, **dict.fromkeys(members, 0)}
+        if 0 < count(sizes.at(without)) < count(sizes.at(levels)):
+            starts.append(without)
+    ways = [_turn_off(sizes, start, count, choose=choose) for start in starts for choose in (min, max)]
+    return min(ways, key=lambda way: count(sizes.at(way)))
+
+
+def _turn_off(
+    sizes: _Sizes,
+    levels: dict[str, int],
+    count: Count,
+    *,
+    choose: Callable[[list[tuple[int, str]]], tuple[int, str]],
+) -> dict[str, int]:
     levels = dict(levels)
     while True:
         options = [
@@ -94,17 +115,18 @@ def _without_the_dearest(sizes: _Sizes, levels: dict[str, int], count: Count) ->
             for name, level in levels.items()
             if level > 0 and sizes.can_turn_off(name)
         ]
-        left = [option for option in options if option[0] > 0]
-        if not left or min(left)[0] > count(sizes.at(levels)):
+        now = count(sizes.at(levels))
+        left = [option for option in options if 0 < option[0] <= now]
+        if not left:
             return levels
-        levels[min(left)[1]] = 0
+        levels[choose(left)[1]] = 0
 
 
 def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
     """Find the smallest configuration of a space that trains anything, and its size.
 
-    For each combination of the choices that matter to size, sizes go down to their lowest, then are turned off,
-    the dearest first, as long as something is left.
+    For each combination of the choices that matter to size, sizes go down to their lowest, then are turned off as long
+    as something is left.
     """
     best: tuple[Candidate, int] | None = None
     seen = set()
@@ -115,7 +137,7 @@ def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
         if kind in seen:
             continue
         seen.add(kind)
-        levels = _without_the_dearest(sizes, dict(sizes.floor), count)
+        levels = _least_on(sizes, dict(sizes.floor), count)
         found = (sizes.at(levels), count(sizes.at(levels)))
         if found[1] > 0 and (best is None or found[1] < best[1]):
             best = found

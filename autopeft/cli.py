@@ -6,6 +6,7 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,6 +14,7 @@ import typer
 
 from autopeft import __version__
 from autopeft.printing import print_estimates, print_json, print_result, print_table, stdout_kept
+from autopeft.recipe import OPTIMIZERS, SCHEDULERS
 from autopeft.records import MAY_CHANGE
 
 app = typer.Typer(
@@ -25,40 +27,65 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+
+def _option(kind: Any, panel: str, text: str, **fields: Any) -> Any:
+    return Annotated[kind, typer.Option(help=text, rich_help_panel=panel, **fields)]
+
+
+_WHAT, _LIMITS, _TRAINING, _BASE, _RUN = "Model and data", "Search", "Training", "Frozen base", "Run"
+
 REQUEST: dict[str, Any] = {
-    "model": Annotated[
-        str | None, typer.Option(help="Model folder or hub id; without it the embedded MiniLM encoder.")
-    ],
-    "data": Annotated[str | None, typer.Option(help="File, folder of splits, or hub id; else the docstring data.")],
-    "task": Annotated[str | None, typer.Option(help="auto, text-classification or causal-lm.")],
-    "column": Annotated[
-        list[str] | None, typer.Option(metavar="ROLE=NAME", help="Which column is what, e.g. --column text=sentence.")
-    ],
-    "budget": Annotated[str | None, typer.Option(help="Most trainable parameters: 0.5%, 2M, 800000, or none.")],
-    "memory": Annotated[str | None, typer.Option(help="Most peak memory of a training, e.g. 16GiB.")],
-    "time": Annotated[str | None, typer.Option(help="Most time of the search, e.g. 30min.")],
-    "trials": Annotated[int | None, typer.Option(help="How many candidates to train; 24 if there is no --time.")],
-    "steps": Annotated[int | None, typer.Option(help="Optimiser steps a trial.")],
-    "batch_size": Annotated[int | None, typer.Option(help="Rows an optimiser step.")],
-    "max_length": Annotated[int | None, typer.Option(help="Tokens a row is cut to.")],
-    "eval_rows": Annotated[int | None, typer.Option(help="Most rows to judge a trial on.")],
-    "space": Annotated[str | None, typer.Option(help="Name of a search space, or a YAML file.")],
-    "metric": Annotated[str | None, typer.Option(help="The measure of quality: accuracy, f1_macro, loss, ...")],
-    "objectives": Annotated[str | None, typer.Option(help="What to optimise, e.g. quality,params,memory.")],
-    "sampler": Annotated[str | None, typer.Option(help="Engine that proposes candidates: tpe, nsga2, random.")],
-    "executor": Annotated[str | None, typer.Option(help="ray or local.")],
-    "workers": Annotated[int | None, typer.Option(help="Trials at once; by default what fits.")],
-    "gpus_per_worker": Annotated[float | None, typer.Option(help="GPU share of a trial, e.g. 0.5.")],
-    "ray_address": Annotated[str | None, typer.Option(help="Address of a running Ray cluster, or auto.")],
-    "storage": Annotated[str | None, typer.Option(help="Optuna storage URL; by default SQLite in the run directory.")],
-    "out": Annotated[Path | None, typer.Option(help="Run directory; by default a new one under autopeft-runs/.")],
-    "seed": Annotated[int | None, typer.Option(help="Seed of everything random.")],
-    "config": Annotated[Path | None, typer.Option(help="YAML file with any of these; the command line wins.")],
+    "model": _option(str | None, _WHAT, "Model folder or hub id; without it the embedded MiniLM encoder."),
+    "data": _option(str | None, _WHAT, "File, folder of splits, or hub id; else the docstring data."),
+    "task": _option(str | None, _WHAT, "auto, text-classification, causal-lm or seq2seq-lm."),
+    "column": _option(
+        list[str] | None, _WHAT, "Which column is what, e.g. --column text=sentence.", metavar="ROLE=NAME"
+    ),
+    "eval_rows": _option(int | None, _WHAT, "Most rows to judge a trial on."),
+    "generate_rows": _option(
+        int | None, _WHAT, "Most of these to generate answers for: exact_match, rouge_l, bleu, chrf."
+    ),
+    "metric": _option(str | None, _WHAT, "The measure of quality: accuracy, f1_macro, loss, rouge_l, ..."),
+    "budget": _option(str | None, _LIMITS, "Most trainable parameters: 0.5%, 2M, 800000, or none."),
+    "memory": _option(str | None, _LIMITS, "Most peak memory of a training, e.g. 16GiB."),
+    "time": _option(str | None, _LIMITS, "Most time of the search, e.g. 30min."),
+    "trials": _option(int | None, _LIMITS, "How many candidates to train; 24 if there is no --time."),
+    "space": _option(str | None, _LIMITS, "Name of a search space, or a YAML file."),
+    "objectives": _option(str | None, _LIMITS, "What to optimise, e.g. quality,params,memory."),
+    "sampler": _option(str | None, _LIMITS, "Engine that proposes candidates: tpe, nsga2, random."),
+    "steps": _option(int | None, _TRAINING, "Optimiser steps a trial."),
+    "batch_size": _option(int | None, _TRAINING, "Rows an optimiser step."),
+    "max_length": _option(int | None, _TRAINING, "Tokens a row is cut to."),
+    "gradient_accumulation_steps": _option(
+        int | None, _TRAINING, "Parts that the rows of a step are cut into: the same step in less memory."
+    ),
+    "gradient_checkpointing": _option(bool | None, _TRAINING, "Compute layers twice to save memory."),
+    "packing": _option(bool | None, _TRAINING, "Short texts share a row, unseen by each other (causal-lm)."),
+    "optimizer": _option(str | None, _TRAINING, f"{', '.join(OPTIMIZERS)}."),
+    "weight_decay": _option(float | None, _TRAINING, "Decoupled weight decay of what is trained."),
+    "warmup_ratio": _option(float | None, _TRAINING, "Share of the steps over which the learning rate rises."),
+    "lr_scheduler": _option(str | None, _TRAINING, f"How it goes on after: {', '.join(SCHEDULERS)}."),
+    "bits": _option(str | None, _BASE, "Bits to search, e.g. 4 or 16,4; by default the space's."),
+    "quant_type": _option(str | None, _BASE, "The kind of 4 bits: nf4 or fp4."),
+    "double_quant": _option(bool | None, _BASE, "Quantise the scales of 4-bit weights too."),
+    "compute_dtype": _option(
+        str | None, _BASE, "What a base of 4, 8 or 16 bits computes in: auto, bfloat16, float16, float32."
+    ),
+    "executor": _option(str | None, _RUN, "ray or local."),
+    "workers": _option(int | None, _RUN, "Trials at once; by default what fits."),
+    "gpus_per_worker": _option(float | None, _RUN, "GPU share of a trial, e.g. 0.5."),
+    "ray_address": _option(str | None, _RUN, "Address of a running Ray cluster, or auto."),
+    "storage": _option(str | None, _RUN, "Optuna storage URL; by default SQLite in the run directory."),
+    "out": _option(Path | None, _RUN, "Run directory; by default a new one under autopeft-runs/."),
+    "seed": _option(int | None, _RUN, "Seed of everything random."),
+    "config": _option(Path | None, _RUN, "YAML file with any of these; the command line wins."),
 }
 """The options of a request: field -> annotation; `search` and `estimate` take all of them."""
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+AdapterDir = Annotated[Path, typer.Argument(help="Folder of an adapter that a search saved.", show_default=False)]
+MergedDir = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 
@@ -91,6 +118,8 @@ def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
         given["columns"] = {role: name for role, _, name in pairs}
     if "objectives" in given:
         given["objectives"] = [name.strip() for name in given["objectives"].split(",") if name.strip()]
+    if "bits" in given:
+        given["bits"] = [int(b) if b.strip().isdecimal() else b for b in given["bits"].split(",")]
     if "out" in given:
         given["out"] = str(given["out"])
     stored = read_fields(options["config"]) if options.get("config") is not None else {}
@@ -143,28 +172,31 @@ def estimate(*, as_json: Json = False, **options: Any) -> None:
 
 
 @app.command()
-def methods(*, as_json: Json = False) -> None:
-    """List the PEFT methods and what each can do."""
-    from autopeft.methods import METHODS
+def merge(adapter: AdapterDir, out: MergedDir) -> None:
+    """Fold a saved adapter into its base: a plain Hugging Face model folder."""
+    from autopeft.api import merge as run
 
-    rows = [
-        {
-            "name": m.name,
-            "title": m.title,
-            "bits": list(m.bits),
-            "tasks": list(m.tasks),
-            "mergeable": m.mergeable,
-            "starts at identity": m.starts_at_identity,
-            "learning rate": m.learning_rate,
-            "source": m.source,
-        }
-        for m in METHODS.values()
-    ]
+    for caveat in run(adapter, out):
+        print(f"autopeft: {caveat}", file=sys.stderr)
+    print(out)
+
+
+@app.command()
+def methods(*, as_json: Json = False) -> None:
+    """List the PEFT methods and what each can do, and those of PEFT that are not offered, and why."""
+    from autopeft.methods import METHODS
+    from autopeft.methods.capabilities import capabilities
+    from autopeft.methods.not_offered import NOT_OFFERED
+
+    rows = [capabilities(method) for method in METHODS.values()]
     if as_json:
-        settings = (dict(m.settings) for m in METHODS.values())
-        print_json([{**row, "settings": own} for row, own in zip(rows, settings, strict=True)])
-    else:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
+        offered = [{**row, "settings": dict(METHODS[str(row["name"])].settings)} for row in rows]
+        print_json({"offered": offered, "not offered": [asdict(method) for method in NOT_OFFERED]})
+        return
+    columns = [name for name in rows[0] if name not in ("title", "learning rate from")]
+    print_table(columns, [[row[name] for name in columns] for row in rows])
+    print("\nNot offered, though PEFT has them:\n")
+    print_table(["title", "source", "reason"], [[m.title, m.source, m.reason] for m in NOT_OFFERED])
 
 
 @app.command()

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autopeft.anatomy import KINDS
+from autopeft.recipe import DIMENSIONS
 from autopeft.records import Candidate, Scalar, TrialRecord
 from autopeft.units import show_bytes, show_count, show_seconds
 
-_SHORT = {"rank": "r", "tokens": "tokens", "width": "width"}
+_SHORT = {
+    "rank": "r",
+    "tokens": "tokens",
+    "width": "width",
+    "coefficients": "n",
+    "attention": "attention",
+    "feed_forward": "feed-forward",
+    "top": "top",
+}
 _SPREAD_OVER_KINDS = ("share", "kinds")
-_NOT_IN_A_LABEL = ("alpha", "dropout")
+_NOT_IN_A_LABEL = ("alpha", "dropout", "activation", "scaling")
 _LABEL_VALUES = 6
 _LONG = 8  # values of a parameter from which a label only sums them up
 
@@ -21,6 +30,8 @@ def describe(source: TrialRecord | Candidate) -> str:
     >>> describe(Candidate({"method": "lora", "lora.rank[0-1]": 8, "lora.rank[2-3]": 4, "lora.share[query]": 1.0,
     ...     "lora.share[up]": 0.0, "lora.dora": True, "lr_multiple": 2.0, "bits": 4}))
     'lora+dora r=8/4 query 4-bit lr*2'
+    >>> describe(Candidate({"method": "lora+bitfit", "lora+bitfit.lora.rank": 8, "lora+bitfit.bitfit.layers[0]": 0}))
+    'lora+bitfit lora r=8 bitfit off'
     """
     values = source.values if isinstance(source, Candidate) else source.candidate.values
     plan = None if isinstance(source, Candidate) else source.plan
@@ -28,12 +39,16 @@ def describe(source: TrialRecord | Candidate) -> str:
     if not isinstance(method, str):
         return _plain_label(values)
     own = _grouped({k.removeprefix(f"{method}."): v for k, v in values.items() if k.startswith(f"{method}.")})
-    flags = "".join(f"+{name}" for name, group in own.items() if group == {"": True} and group[""] is True)
+    flags = "".join(
+        f"+{name.rpartition('.')[2]}" for name, group in own.items() if group == {"": True} and group[""] is True
+    )
     parts = [one_line(method) + flags]
     parts += [text for name in sorted(own, key=_label_order) if (text := _own_label(name, own[name]))]
     bits = values.get("bits", plan.bits if plan else None)
     if isinstance(bits, int) and bits < 32:
         parts.append(f"{bits}-bit")
+    trained = {name: value for name, value in values.items() if name in DIMENSIONS and value is not False}
+    parts += [name if value is True else f"{name}={_shown(value)}" for name, value in trained.items()]
     multiple = values.get("lr_multiple")
     if plan is not None:
         parts.append(f"lr={show_rate(plan.learning_rate)}")
@@ -91,12 +106,21 @@ def _first_number(index: str) -> tuple[int, str]:
 
 
 def _label_order(name: str) -> tuple[bool, bool, str]:
-    return (name not in _SHORT, name in _SPREAD_OVER_KINDS, name)
+    setting = name.rpartition(".")[2]
+    return (setting not in _SHORT, setting in _SPREAD_OVER_KINDS, name)
 
 
 def _own_label(name: str, group: Mapping[str, Scalar]) -> str:
-    """Say one parameter of a method, or nothing where it is a switch or of little weight."""
+    """Say one parameter of a method, or of a part of a hybrid, or nothing where it is a switch or of little weight."""
+    part, _, name = name.rpartition(".")
     values = list(group.values())
+    if part and not any(values):
+        return f"{part} off"
+    text = _setting_label(name, group, values)
+    return f"{part} {text}" if part and text else text
+
+
+def _setting_label(name: str, group: Mapping[str, Scalar], values: list[Scalar]) -> str:
     if name in _NOT_IN_A_LABEL or all(isinstance(v, bool) for v in values):
         return ""
     if name in _SPREAD_OVER_KINDS:

@@ -147,21 +147,24 @@ def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, sa
 
 def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) -> TrialRecord:
     """Make the record of a trial: its objectives if it is complete and within the limits, else the reason."""
+    cost, measurement = problem.cost(proposal.candidate), outcome.measurement
+    if measurement is not None and cost is not None:
+        measurement = replace(measurement, predicted_bytes=cost.memory_bytes)
     record = TrialRecord(
         number=proposal.number,
         state=outcome.state,
         candidate=proposal.candidate,
         seed=seed,
-        cost=problem.cost(proposal.candidate),
+        cost=cost,
         plan=problem.plan(proposal.candidate),
-        measurement=outcome.measurement,
+        measurement=measurement,
         reason=outcome.reason,
         traceback=outcome.traceback,
         worker=outcome.worker,
         seconds=outcome.seconds,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        exhausted_bytes=outcome.exhausted_bytes,
     )
-    measurement = outcome.measurement
     if outcome.state != "complete" or measurement is None:
         return record
     if problem.memory_limit_bytes is not None and measurement.memory_bytes > problem.memory_limit_bytes:

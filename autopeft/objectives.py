@@ -58,14 +58,21 @@ OBJECTIVES: Table[Objective] = Table(
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measure of quality on held-out data: which direction is better, its unit, and the tasks it is for."""
+    """A measure of quality on held-out data: which direction is better, its unit, and the tasks it is for.
+
+    Attributes:
+        generated: Whether it judges texts that the model generates, which takes far longer than to read the answers.
+    """
 
     name: str
     goal: Goal
     unit: str
     tasks: tuple[str, ...]
     title: str
+    generated: bool = False
 
+
+_LM = ("causal-lm", "seq2seq-lm")
 
 METRICS: Table[Metric] = Table(
     {
@@ -74,16 +81,21 @@ METRICS: Table[Metric] = Table(
             Metric("accuracy", "maximize", "", ("text-classification",), "share of rows classified right"),
             Metric("f1_macro", "maximize", "", ("text-classification",), "F1 averaged over the classes"),
             Metric("matthews", "maximize", "", ("text-classification",), "Matthews correlation"),
-            Metric("loss", "minimize", "nats", ("text-classification", "causal-lm"), "mean cross-entropy"),
-            Metric("perplexity", "minimize", "", ("causal-lm",), "exp of the mean cross-entropy a token"),
-            Metric("bits_per_byte", "minimize", "bits", ("causal-lm",), "cross-entropy a byte of the answer (UTF-8)"),
-            Metric("token_accuracy", "maximize", "", ("causal-lm",), "share of answer tokens predicted right"),
+            Metric("loss", "minimize", "nats", ("text-classification", *_LM), "mean cross-entropy"),
+            Metric("perplexity", "minimize", "", _LM, "exp of the mean cross-entropy a token"),
+            Metric("bits_per_byte", "minimize", "bits", _LM, "cross-entropy a byte of the answer (UTF-8)"),
+            Metric("token_accuracy", "maximize", "", _LM, "share of answer tokens predicted right"),
+            Metric("exact_match", "maximize", "", _LM, "share of generated answers that are the reference", True),
+            Metric("rouge_l", "maximize", "", _LM, "ROUGE-L F1 of generated answers, 0 to 1", True),
+            Metric("bleu", "maximize", "", _LM, "BLEU of generated answers, 0 to 100 (sacreBLEU)", True),
+            Metric("chrf", "maximize", "", _LM, "chrF of generated answers, 0 to 100 (sacreBLEU)", True),
         )
     }
 )
 """Metrics by name; `trial.evaluate` computes them."""
 
-DEFAULT_METRIC = {"text-classification": "accuracy", "causal-lm": "loss"}
+DEFAULT_METRIC = {"text-classification": "accuracy", "causal-lm": "loss", "seq2seq-lm": "loss"}
+"""For texts the loss: it judges every token of every row in one pass, where a generated answer is right or wrong."""
 
 
 def quality_of(metric: Metric) -> Objective:

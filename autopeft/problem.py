@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
@@ -11,17 +12,22 @@ from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.methods.method import Allowed, is_amount
 from autopeft.objectives import Objective
+from autopeft.recipe import BITS, CUSTOMARY, DIMENSIONS, conflict, conflict_with, format_of, holds, recipe_of
 from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar, digest
 from autopeft.registry import unknown
-from autopeft.space import Choices, Space, ends, settings_of
+from autopeft.space import Choices, Parameter, Space, ends, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
 
-BITS = (4, 8, 16, 32)
-"""What a base weight can have while training."""
 
+def plan_of(
+    candidate: Candidate, anatomy: Anatomy, *, recipe: Recipe = CUSTOMARY, base: BaseFormat | None = None
+) -> AdapterPlan:
+    """Turn a candidate into the adapter it means on a model, and how that is trained.
 
-def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
-    """Turn a candidate into the adapter it means on a model."""
+    Args:
+        recipe: How it is trained where the candidate does not say otherwise.
+        base: How the base is held then; by default at the checkpoint's bits.
+    """
     method = METHODS[str(candidate["method"])]
     build = method.build(settings_of(candidate, method.name), anatomy)
     return AdapterPlan(
@@ -29,9 +35,22 @@ def plan_of(candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
         sizes=dict(build.sizes),
         config=dict(build.config),
         adapter_params=build.params,
-        base=BaseFormat(int(candidate.values.get("bits", anatomy.dtype_bits))),
-        recipe=Recipe(method.learning_rate * float(candidate.values.get("lr_multiple", 1.0))),
+        base=format_of(candidate, base or BaseFormat(anatomy.dtype_bits)),
+        recipe=recipe_of(
+            candidate, recipe, learning_rate=method.learning_rate * float(candidate.values.get("lr_multiple", 1.0))
+        ),
     )
+
+
+def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:
+    """Say why a method cannot be trained on a model, whatever its size and recipe; "" if it can."""
+    method = METHODS[str(candidate["method"])]
+    bits = format_of(candidate, base or BaseFormat(anatomy.dtype_bits)).bits
+    if bits not in method.bits:
+        return f"{method.name} does not train on a base of {bits} bits"
+    if anatomy.task not in method.tasks:
+        return f"{method.name} is not for {anatomy.task}"
+    return method.refuses(settings_of(candidate, method.name), bits, anatomy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,9 @@ class Problem:
         own_cost: With a custom runner: candidate -> trained parameters, where that is known.
         parameter_limit: Most trained parameters, head included; None for no limit.
         memory_limit_bytes: Most peak memory; None for no limit.
+        recipe: How every candidate is trained that does not say otherwise; its learning rate is not used.
+        base: How the base is held likewise; None for the checkpoint's bits.
+        predicted_bytes: Plan -> predicted peak memory of its training; None where nothing predicts it.
     """
 
     space: Space
@@ -52,22 +74,31 @@ class Problem:
     own_cost: Callable[[Candidate], int] | None = None
     parameter_limit: int | None = None
     memory_limit_bytes: int | None = None
+    recipe: Recipe = CUSTOMARY
+    base: BaseFormat | None = None
+    predicted_bytes: Callable[[AdapterPlan], int] | None = None
 
     def plan(self, candidate: Candidate) -> AdapterPlan | None:
         """Give the adapter that a candidate means; None with a custom runner."""
-        return None if self.anatomy is None else plan_of(candidate, self.anatomy)
+        return None if self.anatomy is None else self._plan(candidate, self.anatomy)
+
+    def _plan(self, candidate: Candidate, anatomy: Anatomy) -> AdapterPlan:
+        return plan_of(candidate, anatomy, recipe=self.recipe, base=self.base)
 
     def cost(self, candidate: Candidate) -> Cost | None:
-        """Count exactly what a candidate trains; None where a custom runner does not say."""
+        """Count exactly what a candidate trains, and predict its memory; None where a custom runner does not say."""
         if self.own_cost is not None:
             return Cost(int(self.own_cost(candidate)))
         if self.anatomy is None:
             return None
-        return Cost(plan_of(candidate, self.anatomy).adapter_params, self.anatomy.head_params)
+        plan = self._plan(candidate, self.anatomy)
+        predicted = 0 if self.predicted_bytes is None else self.predicted_bytes(plan)
+        return Cost(plan.adapter_params, self.anatomy.head_params, predicted)
 
     def _adapter_params(self, candidate: Candidate) -> int:
-        cost = self.cost(candidate)
-        return 1 if cost is None else cost.adapter_params
+        if self.own_cost is not None:
+            return int(self.own_cost(candidate))
+        return 1 if self.anatomy is None else self._plan(candidate, self.anatomy).adapter_params
 
     @property
     def _adapter_limit(self) -> int:
@@ -85,19 +116,26 @@ class Problem:
         if self.anatomy is None:
             return ""
         method = METHODS[str(candidate["method"])]
-        bits = int(candidate.values.get("bits", self.anatomy.dtype_bits))
-        if bits not in method.bits:
-            return f"{method.name} does not train on a base of {bits} bits"
-        if self.anatomy.task not in method.tasks:
-            return f"{method.name} is not for {self.anatomy.task}"
-        return method.refuses(settings_of(candidate, method.name), bits, self.anatomy)
+        if method.reference and self.parameter_limit is not None:
+            return f"{method.name} is a reference to compare with, and not for a budget; search it with --budget none"
+        recipe = recipe_of(candidate, self.recipe, learning_rate=0.0)
+        if reason := unfit(candidate, self.anatomy, self.base):
+            return reason
+        if reason := conflict(recipe, task=self.anatomy.task):
+            return reason
+        uncommon = recipe.packing or recipe.gradient_checkpointing
+        return conflict_with(recipe, self._plan(candidate, self.anatomy).configs) if uncommon else ""
 
     def smallest(self) -> tuple[Candidate, int] | None:
         """Find the smallest configuration that can be trained, and the parameters of its adapter."""
         return smallest(self.space, count=lambda c: 0 if self._unfit(c) else self._adapter_params(c))
 
-    def refusal(self, candidate: Candidate) -> str:
-        """Say why a candidate cannot be trained; "" if it can. No training is needed to know."""
+    def refusal(self, candidate: Candidate, *, margin: float = 1.0) -> str:
+        """Say why a candidate cannot be trained; "" if it can. No training is needed to know.
+
+        Args:
+            margin: What predicted memory is multiplied with before it is held against the limit.
+        """
         if reason := self._unfit(candidate):
             return reason
         params = self._adapter_params(candidate)
@@ -105,6 +143,10 @@ class Problem:
             return "it trains nothing"
         if params > self._adapter_limit:
             return f"{show_count(params)} adapter parameters are more than the {show_count(self._adapter_limit)} left"
+        limit, cost = self.memory_limit_bytes, self.cost(candidate) if self.predicted_bytes is not None else None
+        if limit is not None and cost is not None and cost.memory_bytes * margin > limit:
+            needed = show_bytes(int(cost.memory_bytes * margin))
+            return f"it is predicted to need up to {needed}, which is more than {show_bytes(limit)}"
         return ""
 
     def identity(self, candidate: Candidate) -> str:
@@ -116,8 +158,10 @@ class Problem:
         """Make sure that something in the space fits.
 
         Raises:
+            RequestError: If what is said of the training of all candidates contradicts itself.
             InfeasibleError: Naming the smallest configuration and its size.
         """
+        self._check_recipe()
         self._check_weights()
         found = self.smallest()
         if found is None:
@@ -137,12 +181,18 @@ class Problem:
             f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
         )
 
+    def _check_recipe(self) -> None:
+        free = {p.name for p in self.space} & {"batch_size", "gradient_accumulation_steps", "packing"}
+        if self.anatomy is not None and not free and (why := conflict(self.recipe, task=self.anatomy.task)):
+            raise RequestError(why)
+
     def _check_weights(self) -> None:
         """Make sure that the frozen weights alone fit the memory; all else comes on top of them."""
         if self.anatomy is None or self.memory_limit_bytes is None:
             return
         bits = next((p.domain for p in self.space if p.name == "bits"), None)
-        fewest = min(map(int, bits.values)) if isinstance(bits, Choices) else self.anatomy.dtype_bits
+        own = self.anatomy.dtype_bits if self.base is None else self.base.bits
+        fewest = min(map(int, bits.values)) if isinstance(bits, Choices) else own
         weights = self.anatomy.base_params * fewest // 8
         if weights > self.memory_limit_bytes:
             raise InfeasibleError(
@@ -155,8 +205,14 @@ def _tells(value: Scalar) -> bool:
     return value != 0 and value is not False
 
 
-def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
+def bind_space(
+    space: Space, anatomy: Anatomy, *, cuda: bool, bits: Sequence[int] | None = None, max_length: int | None = None
+) -> Space:
     """Bind a space to a model and a device: known methods and settings only, bits up to the checkpoint's own.
+
+    Args:
+        bits: Those to search, whatever the space says of them; None for the space's own.
+        max_length: Tokens that a row of the prepared data has at most; None where that is not known.
 
     Raises:
         RequestError: Listing every method or setting that does not exist, and every value that it cannot have.
@@ -166,7 +222,10 @@ def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
         "method": lambda value: True,  # looked up below
         "bits": lambda value: value in BITS,
         "lr_multiple": lambda value: is_amount(value) and float(value) > 0,
+        **{name: partial(holds, name) for name in DIMENSIONS},
     }
+    if bits is not None:
+        space = _at_bits(space, bits, anatomy)
     by_name = {p.name: p for p in space}
     if "method" not in by_name or not isinstance(by_name["method"].domain, Choices):
         raise RequestError("space: a space for PEFT needs `method` with choices; see the default space")
@@ -188,6 +247,7 @@ def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
             faults.extend(f"space: {name}: {value!r} cannot be{meaning}" for value in wrong)
             spread = METHODS[method].spread.get(setting, ()) if dot else ()
             faults.extend(f"space: {name}: it cannot differ per {per}" for per in parameter.per if per not in spread)
+    faults += _dimension_faults(by_name, anatomy, max_length) if not faults else []
     if faults:
         raise RequestError(*faults)
     for parameter in space:
@@ -201,3 +261,30 @@ def bind_space(space: Space, anatomy: Anatomy, *, cuda: bool) -> Space:
     for configuration in bound.start:
         bound.check(configuration)
     return bound
+
+
+def _at_bits(space: Space, bits: Sequence[int], anatomy: Anatomy) -> Space:
+    """Let a base have these bits and no others; the parameter is added where the space has none."""
+    if above := [b for b in bits if b > anatomy.dtype_bits]:
+        raise RequestError(
+            f"bits: {above[0]} is more than the checkpoint's own {anatomy.dtype_bits}, and would only cost memory"
+        )
+    own = Parameter("bits", Choices(tuple(bits)), bits[0], {})
+    others = tuple(p for p in space if p.name != "bits")
+    start = tuple(s for s in space.start if s.get("bits", bits[0]) in bits)
+    return replace(space, parameters=(own, *others), start=start)
+
+
+def _dimension_faults(by_name: Mapping[str, Parameter], anatomy: Anatomy, max_length: int | None) -> list[str]:
+    """Say what a space asks of the training that this task or this data cannot have."""
+    faults = []
+    if "packing" in by_name and anatomy.task != "causal-lm" and True in ends(by_name["packing"].domain):
+        faults.append(f"space: packing: it is for causal-lm, not for {anatomy.task}; drop it")
+    if "max_length" in by_name and max_length is not None:
+        longest = max(map(int, ends(by_name["max_length"].domain)))
+        if longest > max_length:
+            faults.append(
+                f"space: max_length: {longest} is more than the {max_length} tokens that a row of the data has at "
+                "most; raise --max-length, as far as the model can take it"
+            )
+    return faults

@@ -159,15 +159,25 @@ class AdapterPlan(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class Cost(_Plain):
-    """What is known of a candidate before training; None where it is not known."""
+    """What is known of a candidate before training; None where it is not known.
+
+    Attributes:
+        memory_bytes: Predicted peak memory of training; 0 where nothing was predicted.
+    """
 
     adapter_params: int
     head_params: int = 0
+    memory_bytes: int = 0
 
     @property
     def trainable_params(self) -> int:
         """Everything that is trained: the adapter and a new task head."""
         return self.adapter_params + self.head_params
+
+
+_COUNTS = (
+    "trainable_params", "memory_bytes", "predicted_bytes", "head_params", "reserved_bytes", "adapter_bytes", "steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,7 @@ class Measurement(_Plain):
         memory_kind: "cuda_allocated" (torch.cuda.max_memory_allocated), "tensor_storage" (peak of the tensors alive
             in one training step on CPU: weights, gradients, optimiser, activations), or "" for a custom runner.
         head_params: Those of `trainable_params` that belong to a new task head.
+        predicted_bytes: What that memory was predicted to be; 0 where nothing was predicted.
         reserved_bytes: Peak of torch.cuda.max_memory_reserved; 0 on CPU.
         adapter_bytes: Size of the saved adapter on disk.
         steps: Optimiser steps taken.
@@ -194,6 +205,7 @@ class Measurement(_Plain):
     trainable_params: int = 0
     memory_bytes: int = 0
     memory_kind: str = ""
+    predicted_bytes: int = 0
     head_params: int = 0
     reserved_bytes: int = 0
     adapter_bytes: int = 0
@@ -208,7 +220,7 @@ class Measurement(_Plain):
         # A runner may give scalars of NumPy or torch, JSON gives lists; `float` reads what `to_dict` writes.
         for name in ("quality", "train_seconds", "eval_seconds"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("trainable_params", "memory_bytes", "head_params", "reserved_bytes", "adapter_bytes", "steps"):
+        for name in _COUNTS:
             object.__setattr__(self, name, int(getattr(self, name)))
         object.__setattr__(self, "metrics", {str(k): float(v) for k, v in self.metrics.items()})
         object.__setattr__(self, "curve", tuple((int(s), float(v)) for s, v in self.curve))
@@ -253,7 +265,11 @@ class WorkerSpec(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class Outcome(_Plain):
-    """What an executor says of a work unit: a measurement, or the reason why there is none."""
+    """What an executor says of a work unit: a measurement, or the reason why there is none.
+
+    Attributes:
+        exhausted_bytes: Memory that was in use when it ran out, 1 where that is not known; 0 if it did not.
+    """
 
     trial: int
     state: TrialState
@@ -262,6 +278,7 @@ class Outcome(_Plain):
     traceback: str = ""
     worker: str = ""
     seconds: float = 0.0
+    exhausted_bytes: int = 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -278,6 +295,7 @@ class TrialRecord(_Plain):
         values: Objective name -> value, for a complete trial.
         reason: Why there is no value, for any other.
         plan: Adapter that was trained; None for a custom runner.
+        exhausted_bytes: Memory that was in use when it ran out, 1 where that is not known; 0 if it did not.
     """
 
     number: int
@@ -293,6 +311,7 @@ class TrialRecord(_Plain):
     worker: str = ""
     seconds: float = 0.0
     finished_at: str = ""
+    exhausted_bytes: int = 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from autopeft.errors import RequestError
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES
+from autopeft.recipe import BITS, Dimensions
 from autopeft.registry import unknown
 from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds
 
@@ -25,17 +26,17 @@ COLUMN_ROLES = (
 """The roles that a column of the data can have; by default a column has its role's name."""
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Dimensions):
     """What the user asks for. Every field has a default; `request.yaml` in a run directory holds them all.
 
     Sizes and times keep the form in which they were written ("0.5%", "16GiB", "30min").
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: str | None = Field(None, description="model folder or hub id; without it the embedded MiniLM encoder")
     data: str | None = Field(None, description="file, folder of splits, or hub id; without it the docstring data")
-    task: Literal["auto", "text-classification", "causal-lm"] = Field("auto", description="what the model learns")
+    task: Literal["auto", "text-classification", "causal-lm", "seq2seq-lm"] = Field(
+        "auto", description="what the model learns"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="role -> name of a column in the data")
     budget: str | int = Field("0.5%", description="most trainable parameters: a share of the model, a count, or none")
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
@@ -44,11 +45,13 @@ class SearchRequest(BaseModel):
         None, description="how many candidates to train; by default 24 if there is no time limit"
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
-    batch_size: Annotated[int, Field(ge=1)] = Field(8, description="rows an optimiser step")
-    max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens a row is cut to")
+    bits: list[int] | None = Field(None, description="bits of the frozen base to search; by default the space's")
     eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
+    generate_rows: Annotated[int, Field(ge=1)] = Field(
+        100, description="most of these rows to generate an answer for, where the metric judges generated text"
+    )
     space: str = Field("default", description="name of a search space, or a YAML file")
-    metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for causal-lm")
+    metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for texts")
     objectives: list[str] = Field(["quality", "params", "memory"], description="what to optimise")
     sampler: str = Field("tpe", description="engine that proposes candidates")
     executor: Literal["ray", "local"] = Field("ray", description="where trials run")
@@ -77,6 +80,21 @@ class SearchRequest(BaseModel):
     @classmethod
     def _time(cls, value: str | float | None) -> str | float | None:
         return _checked(value, parse_seconds, "write e.g. 30min")
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, value: list[int] | None) -> list[int] | None:
+        for bits in value or ():
+            if bits not in BITS:
+                raise ValueError(f"a base has {', '.join(map(str, BITS))} bits, not {bits}")
+        if value is not None and (not value or len(set(value)) != len(value)):
+            raise ValueError("name each of them once, at least one, e.g. 4 or 16,4")
+        return value
 
     @field_validator("columns")
     @classmethod

@@ -34,7 +34,9 @@ def page() -> str:
         parts.append(f"\n## autopeft {name}\n\n{command.help}\n\n| option | meaning |\n|---|---|\n")
         for parameter in command.params:
             is_option = parameter.param_type_name == "option"
-            shown = ", ".join(parameter.opts) if is_option else str(parameter.name).upper()
+            shown = (
+                ", ".join([*parameter.opts, *parameter.secondary_opts]) if is_option else str(parameter.name).upper()
+            )
             meaning = getattr(parameter, "help", None) or ""
             parts.append(f"| `{shown}` | {meaning} |\n")
     return "".join(parts)

@@ -13,7 +13,7 @@ _GROUPED = {**_SMALL, "num_key_value_heads": 2, "pad_token_id": 0}
 _PLAIN = "query key value output up down"
 _GATED = "query key value output gate up down"
 _FUSED = "qkv output up down"
-_LM, _CLASSES = "causal-lm", "text-classification"
+_LM, _CLASSES, _SEQ2SEQ = "causal-lm", "text-classification", "seq2seq-lm"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Architecture:
 
     Attributes:
         sizes: Some kinds with their (fan in, fan out), from the configuration by hand.
-        refused: Methods that must be refused.
+        refused: Methods that must be refused, or are not for the task.
     """
 
     config: Any
@@ -34,14 +34,25 @@ class Architecture:
     sizes: dict[str, tuple[int, int]] | None = None
     refused: tuple[str, ...] = ()
 
+    def refuses(self, method: str) -> bool:
+        """Say whether a method must be refused; adaption prompts are for a few families, and tokens for their task."""
+        if method == "adaption_prompt":
+            return self.config.model_type not in ("llama", "mistral", "gpt2")
+        # A hybrid is refused with any of its parts, which go by short names there.
+        short = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
+        return any(short.get(part, part) in self.refused for part in method.split("+"))
+
     @property
     def trains_in_all(self) -> bool:
         """Whether one step gives a gradient to everything: not to the weights of tokens that a batch does not route."""
         return self.config.model_type not in ("longformer",)
 
 
-_PROMPTS = ("prompt_tuning", "prefix_tuning", "p_tuning")
-_PREFIX = ("prefix_tuning",)
+_PREFIX = ("prefix_tuning", "cartridge")
+_PROMPTS = ("prompt_tuning", "p_tuning", *_PREFIX)
+
+SMALL = {"lora.rank": 2, "shira.rank": 1, "gralora.blocks": 1, "miss.rank": 8, "peanut.rank": 8}
+"""Settings with which a method fits such small models."""
 
 ARCHITECTURES = {
     "opt": Architecture(
@@ -138,7 +149,55 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=10,
         norms_outside=2,
-        refused=_PROMPTS,
+        refused=(*_PROMPTS, "trainable_tokens", "frod"),
+    ),
+    "bart, seq2seq": Architecture(
+        t.BartConfig(
+            d_model=64,
+            encoder_layers=1,
+            decoder_layers=3,
+            encoder_ffn_dim=96,
+            decoder_ffn_dim=112,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            vocab_size=128,
+            decoder_start_token_id=2,
+        ),
+        _SEQ2SEQ,
+        _PLAIN,
+        layers=4,
+        norms_in_layers=11,
+        norms_outside=2,
+        sizes={"query": (64, 64), "output": (64, 64)},
+        refused=_PREFIX,
+    ),
+    "mt5": Architecture(
+        t.MT5Config(d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0),
+        _SEQ2SEQ,
+        _GATED,
+        layers=4,
+        norms_in_layers=10,
+        norms_outside=2,
+        sizes={"query": (64, 96), "output": (96, 64), "gate": (64, 112), "down": (112, 64)},
+        refused=_PREFIX,
+    ),
+    "pegasus": Architecture(
+        t.PegasusConfig(
+            d_model=64,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_ffn_dim=112,
+            decoder_ffn_dim=112,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            vocab_size=128,
+            decoder_start_token_id=0,
+        ),
+        _SEQ2SEQ,
+        _PLAIN,
+        norms_in_layers=5,
+        norms_outside=2,
+        refused=_PREFIX,
     ),
     "qwen2": Architecture(t.Qwen2Config(**_GROUPED), _LM, _GATED, sizes={"key": (64, 32), "gate": (64, 112)}),
     "qwen3": Architecture(t.Qwen3Config(**_GROUPED, head_dim=16), _LM, _GATED, norms_in_layers=8),
@@ -162,7 +221,7 @@ ARCHITECTURES = {
         _FUSED,
         norms_in_layers=2,
         sizes={"qkv": (64, 96)},
-        refused=_PREFIX,
+        refused=(*_PREFIX, "glora"),
     ),
     "mpt": Architecture(t.MptConfig(d_model=64, n_layers=2, n_heads=4, vocab_size=128), _LM, _FUSED, refused=_PREFIX),
     # The experts are no linears in transformers 5, so that only the attention can be adapted.
@@ -172,6 +231,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
+        refused=("road", "shira", "psoft", "osf", "supertuning"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

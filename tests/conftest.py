@@ -15,7 +15,7 @@ _CACHE = tempfile.mkdtemp(prefix="autopeft-tests-")
 os.environ["HF_DATASETS_CACHE"] = _CACHE
 
 import pytest  # noqa: E402
-from families import LABELS, make_model  # noqa: E402
+from families import LABELS, TOKENS, make_model  # noqa: E402
 
 from autopeft.anatomy import Anatomy  # noqa: E402
 from autopeft.trial.model import ModelSource, read_anatomy  # noqa: E402
@@ -44,8 +44,8 @@ def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
 @pytest.fixture(scope="session")
 def anatomy_of(source_of: Callable[[str, str], ModelSource]) -> Callable[[str, str], Anatomy]:
-    """Give the anatomy of a small model: (family, task) -> anatomy."""
-    return cache(lambda family, task: read_anatomy(source_of(family, task)))
+    """Give the anatomy of a small model, with the tokens of its batches: (family, task) -> anatomy."""
+    return cache(lambda family, task: read_anatomy(source_of(family, task)).on_data(TOKENS))
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,22 @@ from typing import Any
 import pyarrow as pa
 import torch
 import transformers
-from families import CONFIGS, LABELS
+from families import AUTO_CLASSES, CONFIGS, LABELS
 
 from autopeft.anatomy import Anatomy
 from autopeft.problem import plan_of
-from autopeft.records import Candidate, WorkUnit
+from autopeft.records import Candidate, Recipe, WorkUnit
 from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
 from autopeft.trial.worker import TrialWorker
 
-METRIC = {"text-classification": "accuracy", "causal-lm": "loss"}
+METRIC = {"text-classification": "accuracy", "causal-lm": "loss", "seq2seq-lm": "loss"}
 
 
 def pretrained(family: str, task: str, folder: Path) -> ModelSource:
     """Write a model as pretraining leaves it: for classification it has no head yet."""
     torch.manual_seed(7)
-    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+    auto = transformers.AutoModel if task == "text-classification" else AUTO_CLASSES[task]
     auto.from_config(CONFIGS[family]()).save_pretrained(folder)
     return ModelSource(str(folder), task, LABELS if task == "text-classification" else ())  # type: ignore[arg-type]
 
@@ -45,7 +45,8 @@ def make_data(task: str, *, train: int = 24, held_out: int = 12, seed: int = 0, 
             if task == "text-classification":
                 columns.setdefault("label", []).append(start)
             else:
-                columns.setdefault("labels", []).append([-100, -100, *ids[2:]])
+                said = [-100, -100, *ids[2:]] if task == "causal-lm" else [*ids[2:-1:2], 1]
+                columns.setdefault("labels", []).append(said)
                 columns.setdefault("answer_bytes", []).append(length)
         return pa.table(columns)
 
@@ -79,7 +80,6 @@ def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes:
         "source": asdict(source),
         "head": dict(anatomy.head),
         "metric": METRIC[source.task],
-        "batch_size": 4,
         "data_seed": 0,
         "device": "cpu",
         "threads": 1,
@@ -89,5 +89,6 @@ def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes:
 
 def make_unit(anatomy: Anatomy, values: dict[str, Any], *, trial: int = 0, steps: int = 6, **changes: Any) -> WorkUnit:
     candidate = Candidate({"bits": 32, **values})
-    fields = {"seed": 0, "plan": plan_of(candidate, anatomy), "head_params": anatomy.head_params, **changes}
+    plan = plan_of(candidate, anatomy, recipe=Recipe(0.0, batch_size=4))
+    fields = {"seed": 0, "plan": plan, "head_params": anatomy.head_params, **changes}
     return WorkUnit(trial=trial, candidate=candidate, steps=steps, **fields)

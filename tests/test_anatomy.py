@@ -10,14 +10,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from families import CONFIGS, PAIRS
+from architectures import ARCHITECTURES, SMALL
+from families import CONFIGS, PAIRS, TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.anatomy import KINDS, Anatomy, describe_linears, layer_groups, place_of
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
+from autopeft.problem import unfit
+from autopeft.records import Candidate
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, read_anatomy
 
 
@@ -68,12 +70,30 @@ def test_every_linear_and_norm_is_a_module_of_the_real_model(name, read):
     assert model.get_input_embeddings().weight.shape[1] == anatomy.prompt.token_dim
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if ARCHITECTURES[name].refused])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_peft_cannot_train_on_an_architecture_is_refused(name, read):
     expected = ARCHITECTURES[name]
+    anatomy = read(expected.config, expected.task).on_data(TOKENS)
+    refused = {name for name in METHODS if unfit(Candidate({"method": name, **SMALL}), anatomy)}
+    assert refused == {name for name in METHODS if expected.refuses(name)}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_biases_and_blocks_are_all_that_the_real_model_has(name, read):
+    expected = ARCHITECTURES[name]
     anatomy = read(expected.config, expected.task)
-    refused = {name: reason for name, method in METHODS.items() if (reason := method.refuses({}, 32, anatomy))}
-    assert set(refused) == set(expected.refused)
+    expected.config.num_labels = 5
+    with torch.device("meta"):
+        model = AUTO_CLASSES[expected.task].from_config(expected.config)
+    real = {n: p.numel() for n, p in model.named_parameters() if n.partition(".")[0] not in anatomy.head}
+    assert {b.name: b.params for b in anatomy.biases} == {n: size for n, size in real.items() if n.endswith(".bias")}
+    kinds = {x.name: (x.kind, x.layer) for x in anatomy.linears} | {x.name: ("norm", x.layer) for x in anatomy.norms}
+    for bias in anatomy.biases:
+        assert kinds.get(bias.name.removesuffix(".bias"), (bias.kind, None)) == (bias.kind, bias.layer)
+    assert [b.layer for b in anatomy.blocks] == list(range(expected.layers))
+    for block in anatomy.blocks:
+        assert block.params == sum(p.numel() for p in model.get_submodule(block.name).parameters())
+        assert all(x.name.startswith(f"{block.name}.") for x in anatomy.linears if x.layer == block.layer)
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
@@ -83,10 +103,11 @@ def test_kinds_of_the_families(family, task, anatomy_of):
         "bert": "query key value output up down",
         "gpt2": "qkv output up down",
         "t5": "query key value output gate up down",
+        "bart": "query key value output up down",
     }
     anatomy = anatomy_of(family, task)
     assert " ".join(anatomy.kinds) == kinds[family]
-    assert anatomy.n_layers == {"t5": 4}.get(family, 3)
+    assert anatomy.n_layers == {"t5": 4, "bart": 4}.get(family, 3)
 
 
 def test_every_linear_of_llama_has_the_kind_of_its_name(llama):

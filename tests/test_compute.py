@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft.compute import lowest_layer, training_flops
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import load_base
 
@@ -27,7 +27,7 @@ CONFIGURATIONS = [
 def test_the_count_is_that_of_a_real_step(family, task, values, source_of, anatomy_of):
     anatomy, source = anatomy_of(family, task), source_of(family, task)
     plan = plan_of(Candidate(values), anatomy)
-    adapted = Resident(load_base(source, bits=32, device="cpu")).attach(plan, task=task, head=anatomy.head)
+    adapted = Resident(load_base(source, BaseFormat(32), device="cpu")).attach(plan, task=task, head=anatomy.head)
     adapted.train()
     torch.manual_seed(0)
     with FlopCounterMode(display=False) as counter:

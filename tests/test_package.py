@@ -16,7 +16,7 @@ from autopeft.space_file import load_space, space_names
 HEAVY = {"torch", "peft", "transformers", "ray", "optuna", "datasets"}
 MODULES = sorted(m.name for m in pkgutil.walk_packages(autopeft.__path__, "autopeft."))
 PUBLIC = ["Candidate", "Measurement", "Objective", "Pick", "Result"]
-PUBLIC += ["estimate", "load", "objective", "resume", "search"]
+PUBLIC += ["estimate", "load", "merge", "objective", "resume", "search"]
 
 
 @pytest.mark.parametrize("start", ["import autopeft", "from autopeft.cli import main; main()"])

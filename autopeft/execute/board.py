@@ -7,18 +7,25 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from autopeft.errors import AutopeftError
 from autopeft.records import Outcome, WorkUnit
 
+_RAY_KILLED = "running low on memory"
+"""What Ray says of a worker that its own watch over the machine's memory killed."""
+
 
 @dataclass(slots=True)
 class _Ticket:
-    """A submitted work unit, and how often its worker has died."""
+    """A submitted work unit, how often its worker has died, and how often of that for want of memory."""
 
     unit: WorkUnit
     deaths: int = 0
+    starved: int = 0
     started: float = 0.0
 
 
@@ -29,10 +36,18 @@ class Board:
         capacity: Most units under way at once.
         max_restarts: How many deaths of its worker a unit survives.
         silence_seconds: How long after the last `heard` nobody is believed to be there any more.
+        count_kills: Tells how many processes of this machine the kernel has killed for want of memory.
     """
 
-    def __init__(self, capacity: int = 1, max_restarts: int = 0, silence_seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        capacity: int = 1,
+        max_restarts: int = 0,
+        silence_seconds: float = math.inf,
+        count_kills: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._capacity, self._max_restarts, self._silence_seconds = capacity, max_restarts, silence_seconds
+        self._count_kills, self._kills = count_kills, count_kills()
         self._heard = time.monotonic()
         self._changed = threading.Condition()
         self._queue: deque[_Ticket] = deque()
@@ -123,23 +138,31 @@ class Board:
                 self._changed.notify_all()
 
     def lose(self, key: str, error: str) -> None:
-        """Note that a unit's worker died: the unit is handed out again, or fails once it has had its restarts."""
+        """Note that a unit's worker died: the unit is handed out again, or has failed once it has had its restarts.
+
+        One that was killed for want of memory is tried once more, as it may have been others that took the memory;
+        then it is infeasible on this machine.
+        """
         with self._changed:
             ticket = self._under_way.pop(key, None)
             if ticket is None:
                 return
             ticket.deaths += 1
-            if ticket.deaths <= self._max_restarts:
+            ticket.starved += self._was_starved(error)
+            if ticket.deaths <= self._max_restarts and ticket.starved <= 1:
                 self._queue.appendleft(ticket)
             else:
-                reason = f"worker died {ticket.deaths} time{'s' * (ticket.deaths != 1)}"
-                if "creation task" in error:  # an ordinary exception while the process came up: its last line says all
-                    reason += f": {error.strip().splitlines()[-1]}"
-                seconds = time.monotonic() - ticket.started
-                self._outcomes.append(
-                    Outcome(ticket.unit.trial, state="failed", reason=reason, traceback=error, seconds=seconds)
-                )
+                self._outcomes.append(_outcome_of_death(ticket, error))
             self._changed.notify_all()
+
+    def _was_starved(self, error: str) -> bool:
+        """Tell whether Ray or the kernel killed a worker for want of memory; each kill explains one death."""
+        if _RAY_KILLED in error:
+            return True
+        if self._count_kills() > self._kills:
+            self._kills += 1
+            return True
+        return False
 
     def heard(self) -> None:
         """Note a sign of life."""
@@ -151,3 +174,23 @@ class Board:
             self._ended = reason
             self._changed.notify_all()
         self.asked.set()
+
+
+def _outcome_of_death(ticket: _Ticket, error: str) -> Outcome:
+    times = f"worker died {ticket.deaths} time{'s' * (ticket.deaths != 1)}"
+    if "creation task" in error:  # an ordinary exception while the process came up: its last line says all
+        times += f": {error.strip().splitlines()[-1]}"
+    about: dict[str, Any] = {"traceback": error, "seconds": time.monotonic() - ticket.started}
+    if ticket.starved:
+        reason = f"out of memory: its {times}, killed for want of memory; how much it held is not known"
+        return Outcome(ticket.unit.trial, state="infeasible", reason=reason, exhausted_bytes=1, **about)
+    return Outcome(ticket.unit.trial, state="failed", reason=times, **about)
+
+
+def oom_kills() -> int:
+    """Count the processes of this machine that the kernel has killed for want of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

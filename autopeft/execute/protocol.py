@@ -90,7 +90,7 @@ def run_isolated(runner: Runner, unit: WorkUnit) -> Outcome:
         return outcome(state="complete", measurement=measurement)
     except OutOfMemoryTrialError as error:
         seen = f"out of memory; peak seen {show_bytes(error.peak_bytes)}: {error}"
-        return outcome(state="infeasible", reason=seen)
+        return outcome(state="infeasible", reason=seen, exhausted_bytes=max(1, error.peak_bytes))
     except TrialError as error:
         return outcome(state="failed", reason=str(error), traceback=traceback.format_exc())
     except Exception as error:  # noqa: BLE001 - the one place where a trial is isolated from the search

@@ -28,7 +28,7 @@ from ray._private import worker as ray_worker
 from ray._private.services import canonicalize_bootstrap_address
 
 from autopeft.errors import AutopeftError, RequestError
-from autopeft.execute.board import Board
+from autopeft.execute.board import Board, oom_kills
 from autopeft.execute.tune_hooks import (
     KeepActors,
     StopWhenClosed,
@@ -82,7 +82,7 @@ class RayTuneExecutor:
             )
         self.capacity = workers
         self._spec, self._cpus, self._gpus = spec, cpus_per_worker, gpus_per_worker
-        self._board = Board(workers, max_restarts, silence_seconds=_SILENCE_SECONDS)
+        self._board = Board(workers, max_restarts, silence_seconds=_SILENCE_SECONDS, count_kills=oom_kills)
         self._watch = Watch(self._board)
         self._folder = Path(tempfile.mkdtemp(prefix="autopeft-"))
         self._session: Path | None = None  # of an own local Ray

@@ -6,7 +6,8 @@ Source: Liu et al., arXiv:2205.05638.
 from __future__ import annotations
 
 from autopeft.anatomy import Anatomy, Linear
-from autopeft.methods.method import Build, Method, Settings, chosen, is_amount
+from autopeft.methods.linears import PLACES, PLACES_ALLOWED, PLACES_SPREAD, names_of, targets_of
+from autopeft.methods.method import Build, Method, Settings
 
 
 def trainable_params(linear: Linear) -> int:
@@ -20,11 +21,10 @@ def trainable_params(linear: Linear) -> int:
 
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place a vector on every linear whose layer and kind are on."""
-    on = chosen(anatomy.linears, settings, "layers", "kinds")
-    targets = [linear for linear in anatomy.linears if linear.name in on]
+    targets = targets_of(settings, anatomy)
     config = {
         "peft_type": "IA3",
-        "target_modules": [linear.name for linear in targets],
+        "target_modules": names_of(targets),
         "feedforward_modules": [linear.name for linear in targets if linear.kind == "down"],
     }
     return Build({linear.name: 1 for linear in targets}, sum(map(trainable_params, targets)), config)
@@ -36,8 +36,8 @@ METHOD = Method(
     source="arXiv:2205.05638",
     learning_rate=3e-3,
     learning_rate_source="Liu et al. 2022, section 4.1 (T-Few)",
-    settings={"layers": "1 where a layer is adapted", "kinds": "1 where a kind of module is adapted"},
-    allowed={"layers": is_amount, "kinds": is_amount},
+    settings=PLACES,
+    allowed=PLACES_ALLOWED,
     build=build,
-    spread={"layers": ("layers", "kinds"), "kinds": ("layers", "kinds")},
+    spread=PLACES_SPREAD,
 )

@@ -22,7 +22,7 @@ class Build:
     Attributes:
         sizes: Module name -> rank, or 1 for a vector; empty for the prompt methods.
         params: Trained scalars, without a task head.
-        config: Fields of PEFT's adapter configuration, `peft_type` among them.
+        config: Fields of PEFT's adapter configuration, `peft_type` among them; or of one of ours; see `AdapterPlan`.
     """
 
     sizes: Mapping[str, int]
@@ -69,6 +69,8 @@ class Method:
         mergeable: Whether it can be folded into the base's weights, so that inference costs nothing more.
         starts_at_identity: Whether the untrained adapter leaves the model's output as it was.
         reaches_kinds: Whether it is placed on kinds of module and layers (the prompt methods are not).
+        takes_positions: Whether its setting `tokens` takes positions of the model, before the text.
+        reference: Whether it is there to be compared with, and never searched under a parameter budget.
     """
 
     name: str
@@ -82,10 +84,12 @@ class Method:
     spread: Mapping[str, tuple[Per, ...]] = field(default_factory=dict)
     refuses: Callable[[Settings, int, Anatomy], str] = _never
     bits: tuple[int, ...] = (4, 8, 16, 32)
-    tasks: tuple[str, ...] = ("text-classification", "causal-lm")
+    tasks: tuple[str, ...] = ("text-classification", "causal-lm", "seq2seq-lm")
     mergeable: bool = True
     starts_at_identity: bool = True
     reaches_kinds: bool = True
+    takes_positions: bool = False
+    reference: bool = False
 
 
 def number(setting: Scalar | Mapping[str, Scalar] | None, default: float) -> float:

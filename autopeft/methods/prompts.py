@@ -3,6 +3,11 @@
 Prompt tuning (Lester et al., arXiv:2104.08691) trains input embeddings; P-tuning (Liu et al., arXiv:2103.10385)
 trains them through a small network; prefix tuning (Li and Liang, arXiv:2101.00190) trains the keys
 and values of each layer.
+
+In an encoder-decoder a prompt stands before the source only. Unless told otherwise PEFT 0.21 makes a second one, for
+the decoder, which its forward pass never reads: half of what it trains would be of no effect. Its prefix for the
+decoder is split wrongly: with an even number of layers half of it is never read, and layers share the other half. So
+prefix tuning is not for sequence-to-sequence models.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from autopeft.anatomy import Anatomy
 from autopeft.methods.method import Build, Method, Settings, is_count, number
 
 
-def _tokens(settings: Settings) -> int:
+def tokens_of(settings: Settings) -> int:
+    """Read how many virtual tokens there are."""
     return int(number(settings.get("tokens"), 16))
 
 
@@ -24,33 +30,38 @@ def _config(peft_type: str, tokens: int, **fields: Any) -> dict[str, Any]:
 def _embedding(anatomy: Anatomy) -> dict[str, int]:
     """Say what PEFT would else take from the configuration: the width of a layer, which an embedding need not have.
 
-    It wants layers and heads too, and uses them for a prefix only.
+    It wants layers and heads too, and uses them for a prefix only. One prompt, also where there are two submodules.
     """
-    return {"token_dim": anatomy.prompt.token_dim, "num_layers": max(1, anatomy.n_layers), "num_attention_heads": 1}
+    return {
+        "token_dim": anatomy.prompt.token_dim,
+        "num_layers": max(1, anatomy.n_layers),
+        "num_attention_heads": 1,
+        "num_transformer_submodules": 1,
+    }
 
 
 def build_prompt(settings: Settings, anatomy: Anatomy) -> Build:
-    """Train ``tokens * token_dim`` scalars, once for each of the model's submodules (encoder and decoder have two)."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    """Train ``tokens * token_dim`` scalars."""
+    tokens, shape = tokens_of(settings), anatomy.prompt
     config = _config("PROMPT_TUNING", tokens, prompt_tuning_init="RANDOM", **_embedding(anatomy))
-    return Build({}, tokens * shape.token_dim * shape.submodules, config)
+    return Build({}, tokens * shape.token_dim, config)
 
 
 def build_prefix(settings: Settings, anatomy: Anatomy) -> Build:
     """Train a key and a value for each token and layer: ``tokens * layers * 2 * prefix_dim`` scalars."""
-    tokens, shape = _tokens(settings), anatomy.prompt
-    params = tokens * shape.submodules * shape.layers * 2 * shape.prefix_dim
+    tokens, shape = tokens_of(settings), anatomy.prompt
+    params = tokens * shape.layers * 2 * shape.prefix_dim
     return Build({}, params, _config("PREFIX_TUNING", tokens, prefix_projection=False))
 
 
 def build_p_tuning(settings: Settings, anatomy: Anatomy) -> Build:
     """Train embeddings and a three-layer network of `width` that turns them into prompts."""
-    tokens, shape = _tokens(settings), anatomy.prompt
+    tokens, shape = tokens_of(settings), anatomy.prompt
     width = int(number(settings.get("width"), 64))
     network = (shape.token_dim + 1) * width + (width + 1) * width + (width + 1) * shape.token_dim
     config = _config("P_TUNING", tokens, encoder_reparameterization_type="MLP", **_embedding(anatomy))
     config["encoder_hidden_size"] = width
-    return Build({}, tokens * shape.submodules * shape.token_dim + network, config)
+    return Build({}, tokens * shape.token_dim + network, config)
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
@@ -90,6 +101,7 @@ PROMPT_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 PREFIX_TUNING = Method(
     name="prefix_tuning",
@@ -101,9 +113,11 @@ PREFIX_TUNING = Method(
     allowed={"tokens": is_count},
     build=build_prefix,
     refuses=refuses_prefix,
+    tasks=("text-classification", "causal-lm"),
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )
 P_TUNING = Method(
     name="p_tuning",
@@ -118,4 +132,5 @@ P_TUNING = Method(
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,
+    takes_positions=True,
 )

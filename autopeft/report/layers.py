@@ -66,15 +66,25 @@ def grid_of(context: Context, record: TrialRecord, places: Mapping[str, tuple[in
     cells: dict[tuple[int, str], list[int]] = {}
     outside: list[int] = []
     for name, size in plan.sizes.items():
-        if name in places:
-            cells.setdefault(places[name], []).append(size)
-        else:
+        place = places.get(name) or _own_place(name, places)
+        if place is None:
             outside.append(size)
+        else:
+            cells.setdefault(place, []).append(size)
     kinds = [*anatomy.kinds, *dict.fromkeys(kind for _, kind in cells if kind not in anatomy.kinds)]
     n_layers = max(anatomy.n_layers, 1 + max((layer for layer, _ in cells), default=0))
     rows = [[_cell(cells.get((layer, kind), []), largest) for kind in kinds] for layer in range(n_layers)]
     note = f"and {len(outside)} module{'s' * (len(outside) > 1)} outside the layers" if outside else ""
     return Grid(title, note, kinds, rows)
+
+
+def _own_place(name: str, places: Mapping[str, tuple[int, str]]) -> tuple[int, str] | None:
+    """Place what stands at a module without being one of the base's: a bottleneck, a bias; each has its own column."""
+    module, _, own = name.rpartition(".")
+    if module not in places:
+        return None
+    layer, kind = places[module]
+    return (layer, own if own == "bias" else f"{own} at {kind}")
 
 
 def _cell(sizes: Sequence[int], largest: int) -> Cell:

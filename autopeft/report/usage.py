@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
-from autopeft.records import AdapterPlan, TrialRecord
+from autopeft.methods import METHODS
+from autopeft.methods.merging import why_unmergeable
+from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
 _PLACEHOLDER = "path/to/the/adapter"
+_AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
 
 
 def usage(context: Context) -> Section:
@@ -18,7 +25,7 @@ def usage(context: Context) -> Section:
         {
             "record": record,
             "names": context.picks_of(number),
-            "load": f"import autopeft\n\nmodel = autopeft.load({_adapter(context, number)!r})",
+            "load": autopeft_code(record, _adapter(context, number)),
             "peft": peft_code(context, record.plan, _adapter(context, number)) if record.plan else "",
             "config": pretty(record.plan.config) if record.plan else "",
             "values": pretty(record.candidate.values),
@@ -28,13 +35,21 @@ def usage(context: Context) -> Section:
     return Section("How to use it", fill("usage.html.j2", blocks=blocks, titles=PICKS))
 
 
+def autopeft_code(record: TrialRecord, adapter: str) -> str:
+    """Write Python that loads an adapter with autopeft, and that folds it into the model where that can be done."""
+    lines = ["import autopeft", "", f"model = autopeft.load({adapter!r})"]
+    if record.plan is not None and record.plan.method in METHODS and not why_unmergeable(record.plan):
+        lines.append(f"autopeft.merge({adapter!r}, 'merged')  # a plain transformers model, no slower than the base")
+    return "\n".join(lines)
+
+
 def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
     """Write Python that loads an adapter with PEFT alone; "" for a method that PEFT lacks, or an unknown model."""
     if "peft_type" not in plan.config or context.anatomy is None:
         return ""
     name = context.info.model.get("name") or context.info.request.get("model") or "path/to/the/base"
     classify = context.anatomy.task == "text-classification"
-    auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
+    auto = _AUTO_CLASSES[context.anatomy.task]
     quantised = plan.bits in (4, 8)
     arguments = [repr(str(name))]
     labels = context.info.data.get("label_names")
@@ -42,11 +57,10 @@ def peft_code(context: Context, plan: AdapterPlan, adapter: str) -> str:
         arguments.append(f"num_labels={len(labels)}")
         arguments.append("ignore_mismatched_sizes=True")  # the checkpoint may have another head, which is not used
     cuda = any(r.measurement and r.measurement.memory_kind.startswith("cuda") for r in context.complete)
-    # As it was judged: a quantised base computes in fp32 on a CPU, in bf16 on a GPU.
-    dtype = "bfloat16" if plan.bits == 16 or (quantised and cuda) else "float32"
+    dtype = _dtype(plan.base, cuda=cuda)
     arguments.append(f"dtype=torch.{dtype}")
     if quantised:
-        arguments.append(f"quantization_config={_quantised(plan.bits, dtype)}")
+        arguments.append(f"quantization_config={_quantised(plan.base, dtype)}")
     imports = ["AutoTokenizer", auto, *(["BitsAndBytesConfig"] if quantised else [])]
     lines = [
         "import torch",
@@ -71,13 +85,22 @@ _PLAIN_KERNEL = (
 )
 
 
-def _quantised(bits: int, dtype: str) -> str:
+def _dtype(base: BaseFormat, *, cuda: bool) -> str:
+    """Give what the base was judged in: of itself, a quantised one computes in fp32 on a CPU, in bf16 on a GPU."""
+    if base.bits == 32:
+        return "float32"
+    if base.compute_dtype != "auto":
+        return base.compute_dtype
+    return "float32" if base.bits in (4, 8) and not cuda else "bfloat16"
+
+
+def _quantised(base: BaseFormat, dtype: str) -> str:
     fields = ["load_in_8bit=True"]
-    if bits == 4:
+    if base.bits == 4:
         fields = [
             "load_in_4bit=True",
-            'bnb_4bit_quant_type="nf4"',
-            "bnb_4bit_use_double_quant=True",
+            f'bnb_4bit_quant_type="{base.quant_type}"',
+            f"bnb_4bit_use_double_quant={base.double_quant}",
             f"bnb_4bit_compute_dtype=torch.{dtype}",
         ]
     fields.append(f"llm_int8_skip_modules={list(UNQUANTISED)}")  # a task head stays whole, at 4 bits too

@@ -12,6 +12,50 @@ _METHODS = {
     "prompt_tuning": "trains a few virtual tokens that stand before every input",
     "prefix_tuning": "trains keys and values that every layer reads as if they stood before the text",
     "p_tuning": "trains virtual tokens through a small network",
+    "oft": "rotates blocks of each linear layer's inputs by trained orthogonal matrices",
+    "boft": "rotates blocks of each weight by trained orthogonal matrices, and scales its outputs",
+    "hra": "multiplies each weight by a few trained reflections",
+    "fourierft": "adds to each weight the inverse Fourier transform of a few trained coefficients",
+    "waveft": "adds to each weight the inverse wavelet transform of a few trained coefficients",
+    "c3a": "adds to each weight circulant blocks, of which one row each is trained",
+    "road": "rotates and scales the outputs of linear layers in pairs",
+    "beft": "adds one trained vector to the outputs of each linear layer",
+    "frod": "trains the diagonal, and a few entries beside it, of each weight on a basis shared by its kind",
+    "psoft": "rotates and scales the principal directions of each weight by a trained small matrix",
+    "cartridge": "trains a cache of keys and values that every layer reads as if it stood before the text",
+    "adaption_prompt": "lets the attention of the top layers read trained tokens, through a gate that starts closed",
+    "trainable_tokens": "trains the embeddings of the training data's most frequent tokens",
+    "serial_adapter": "sends what a block of the model has computed through a small trained network, and adds that",
+    "parallel_adapter": "sends what a block of the model reads through a small trained network, and adds that",
+    "bitfit": "trains the biases of the model, and gives one to each linear layer that has none",
+    "full": "trains every weight of the model",
+    "top_layers": "trains every weight of the model's last layers",
+    "serial+parallel+prefix": "has small networks behind and beside the feed-forward, and trained keys and values",
+    "parallel+prefix": "has small networks beside the feed-forward, and trained keys and values",
+    "lora+bitfit": "adds trained matrix products beside chosen linear layers, and trains the biases",
+    "lora+serial": "adds trained matrix products in the attention, and small networks behind the feed-forward",
+    "lora+parallel": "adds trained matrix products in the attention, and small networks beside the feed-forward",
+    "lora+prompt": "adds trained matrix products beside chosen linear layers, and trained virtual tokens",
+    "lora+ia3": "adds trained matrix products in the feed-forward, and scales keys and values in the attention",
+    "adalora": "adds a product of three matrices beside chosen linear layers, and moves its rank to where it matters",
+    "loha": "adds the elementwise product of two low-rank products beside chosen linear layers",
+    "lokr": "adds a Kronecker product of two small matrices beside chosen linear layers",
+    "hira": "scales each weight of chosen linear layers by a low-rank product",
+    "delora": "adds a low-rank product whose directions and strength are trained apart",
+    "vera": "trains two vectors for each linear layer, which scale frozen random matrices that all layers share",
+    "pvera": "as VeRA, with one of the vectors drawn at random while training",
+    "randlora": "trains the scales of frozen random products that all layers share",
+    "gralora": "cuts each weight into blocks and adds a low-rank product beside each",
+    "shira": "trains a few random entries of each weight",
+    "miss": "adds a small trained block that is repeated along the inputs of chosen linear layers",
+    "osf": "trains the smallest singular directions of each weight, and keeps away from the largest",
+    "vblora": "puts low-rank products together of trained vectors that all layers share",
+    "unilora": "reads all entries of low-rank products from one trained vector",
+    "tinylora": "trains a handful of scalars that choose an update within each weight's largest directions",
+    "peanut": "trains a small network that reads each weight and writes its update",
+    "glora": "scales and shifts each weight and bias by trained products, vectors or constants",
+    "deft": "takes a small subspace out of each weight's outputs and trains what stands in it instead",
+    "supertuning": "trains the largest entries of each weight",
 }
 
 MEMORY_KINDS = {
@@ -44,10 +88,14 @@ def method_sentence(plan: AdapterPlan) -> str:
     """Say in words what an adapter does; "" where nothing is known of its method."""
     words = _METHODS.get(plan.method, "")
     extras = []
-    if plan.config.get("use_dora"):
+    if any(part.get("use_dora") for part in plan.configs):
         extras.append("DoRA trains a magnitude beside each")
-    if plan.config.get("use_rslora"):
+    if any(part.get("use_rslora") for part in plan.configs):
         extras.append("scaled by alpha / sqrt(rank)")
+    if (init := plan.config.get("init_lora_weights")) is not None and plan.method == "lora":
+        extras.append(f"beginning as {init} does")
+    if plan.config.get("lora_bias") or plan.config.get("bias") == "lora_only":
+        extras.append("with trained biases")
     if plan.bits in (4, 8):
         extras.append(f"on a base quantised to {plan.bits} bits")
     return "; ".join([words, *extras]) if words else "; ".join(extras)
@@ -55,7 +103,9 @@ def method_sentence(plan: AdapterPlan) -> str:
 
 def is_prompt_method(plan: AdapterPlan) -> bool:
     """Tell whether a method is not placed on modules of the model at all."""
-    return not plan.sizes and (plan.method not in METHODS or not METHODS[plan.method].reaches_kinds)
+    if plan.sizes or plan.method not in METHODS:
+        return not plan.sizes
+    return not (METHODS[plan.method].reaches_kinds or METHODS[plan.method].reference)
 
 
 def method_of(record: TrialRecord) -> str:

@@ -51,11 +51,15 @@ class FeasibleSampler(BaseSampler):
 
     Each trial has its own random state, made of the seed and the trial's number: a resumed search proposes what the
     uninterrupted one would have, and a redraw never repeats itself.
+
+    Attributes:
+        margin: What predicted memory is multiplied with; the study keeps it up to date.
     """
 
     def __init__(self, problem: Problem, engine: Callable[[int], BaseSampler], *, seed: int) -> None:
         self._problem, self._engine, self._seed = problem, engine, seed
         self._distributions = distributions(problem.space)
+        self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Claim every parameter: `sample_relative` gives the whole configuration at once."""
@@ -76,7 +80,7 @@ class FeasibleSampler(BaseSampler):
             for _ in range(draws):
                 drawn = self._draw(engine, study, trial, together)
                 candidate = self._problem.fit(drawn)
-                if candidate is None or self._problem.refusal(candidate):
+                if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                     continue
                 if self._problem.identity(candidate) not in known:
                     return encode(self._problem.space, candidate)
@@ -91,7 +95,7 @@ class FeasibleSampler(BaseSampler):
         everything = every_candidate(self._problem.space, most=ENUMERATED)
         for i in np.random.default_rng(state).permutation(len(everything)):
             candidate = self._problem.fit(everything[i])
-            if candidate is None or self._problem.refusal(candidate):
+            if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                 continue
             if self._problem.identity(candidate) not in known:
                 return candidate

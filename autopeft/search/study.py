@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from autopeft.errors import AutopeftError, DamagedRunError
+from autopeft.margin import safety_margin
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
@@ -76,6 +77,8 @@ class Study:
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+        self._feasible = FeasibleSampler(problem, engine, seed=seed)
+        self._learn(records)
         with _told_of(url):
             self._storage = _connect(url)
             stored = _open(self._storage, name, problem)
@@ -89,7 +92,7 @@ class Study:
         self._study = optuna.create_study(
             storage=self._memory,
             directions=[o.goal for o in problem.objectives],
-            sampler=FeasibleSampler(problem, engine, seed=seed),
+            sampler=self._feasible,
         )
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._study.add_trials(trials)
@@ -134,6 +137,12 @@ class Study:
         state, values = _told(record, self._problem)
         self._storage.set_trial_state_values(self._stored_ids[record.number], state, values)
         self._study.tell(record.number, values, state=state)
+        self._learn([record])
+
+    def _learn(self, records: Iterable[TrialRecord]) -> None:
+        """Learn from records how far predicted memory may be off; what was learnt before stays."""
+        if (limit := self._problem.memory_limit_bytes) is not None:
+            self._feasible.margin = max(self._feasible.margin, safety_margin(records, limit_bytes=limit))
 
     def close(self) -> None:
         """Let go of the storage; of SQLite, one file is left that can be copied."""
@@ -166,7 +175,7 @@ class Study:
         known = {t.user_attrs.get(IDENTITY) for t in trials}
         for assignment in self._problem.space.start:
             candidate = self._problem.fit(self._problem.space.complete(assignment))
-            if candidate is None or self._problem.refusal(candidate):
+            if candidate is None or self._problem.refusal(candidate, margin=self._feasible.margin):
                 continue
             identity = self._problem.identity(candidate)
             if identity not in known:

@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 from peft import PeftModel, get_peft_model
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from autopeft.errors import SourceError, TrialError
-from autopeft.records import AdapterPlan
-from autopeft.trial.model import ModelSource, load_base
+from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.trial.allocation import hold_ranks
+from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
+from autopeft.trial.initial import (
+    begin_with_inputs,
+    changed_by,
+    factors_of,
+    layers_of,
+    restore,
+    rewrites_base,
+    settle,
+)
+from autopeft.trial.model import ModelSource, head_of, load_base
+from autopeft.trial.own import Bottleneck
 
-# PEFT wraps norms like any module and says so each time; transformers deprecates a flag that PEFT still reads.
+# PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
+# to a machine without a compiler, all of which is counted here; transformers deprecates a flag that PEFT still reads.
 warnings.filterwarnings("ignore", message="Unsupported layer type")
+warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
+warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")
+warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
+warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 ABOUT = "autopeft.json"
 """File beside the adapter that says on which base it goes."""
 
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
-
 
 def peft_config(plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
     """Make PEFT's configuration of a plan; a new task head is trained and saved with the adapter."""
-    fields = dict(plan.config)
-    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop("peft_type")]
-    if head and "target_modules" in fields:
-        fields["modules_to_save"] = list(head)
-    config = kind(task_type=PEFT_TASKS[task], **fields)
-    config.base_model_name_or_path = base or None
-    return config
+    return config_of(plan.config, task=task, head=head, base=base)
+
+
+def attached(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> Any:
+    """Attach the adapter of a plan to a model, with weights or without; gives the model to call."""
+    if is_peft(plan):
+        adapted = get_peft_model(model, peft_config(plan, task=task, head=head, base=base))
+        hold_ranks(adapted)
+        return adapted
+    return attach_parts(model, plan, task=task, head=head)
 
 
 class Resident:
@@ -52,22 +70,55 @@ class Resident:
         self._training = {name: module.training for name, module in model.named_modules()}
         self._hooks = {id(m): (set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()}
         self._children = {id(m): set(m._modules) for m in model.modules()}
+        self._parameters = {id(m): dict(m._parameters) for m in model.modules()}
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
+        self._copies: dict[str, Tensor] = {}
+        self._beginnings: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def attach(self, plan: AdapterPlan, *, task: str, head: Mapping[str, int], base: str = "") -> PeftModel:
-        """Attach the adapter of a plan and make sure that it is what was planned.
+    def attach(
+        self,
+        plan: AdapterPlan,
+        *,
+        task: str,
+        head: Mapping[str, int],
+        base: str = "",
+        sample: Sequence[Mapping[str, Tensor]] = (),
+    ) -> Any:
+        """Attach the adapter of a plan and make sure that it is what was planned; gives the model to call.
+
+        Args:
+            sample: Batches to train on, for an adapter that begins with what it sees in them.
 
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
         """
-        adapted = get_peft_model(self.model, peft_config(plan, task=task, head=head, base=base))
+        self._copies = changed_by(plan, self.model)
+        adapted = attached(self.model, plan, task=task, head=head, base=base)
         check_realised(adapted, plan, head_params=sum(head.values()))
+        if rewrites_base(plan):
+            self._beginnings = {name: factors_of(layer) for name, layer in layers_of(adapted)}
+        if plan.config.get("init_lora_weights") == "eva":
+            begin_with_inputs(adapted, sample)
+        if plan.recipe.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.
+            self.model.disable_input_require_grads()
         return adapted
+
+    def settle(self, adapted: Any) -> None:
+        """Turn a trained adapter into the one that is judged and saved: one that goes on the base as it was."""
+        if self._beginnings:
+            restore(self.model, self._copies)
+            settle(adapted, self._beginnings)
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
-        self._unwrap()
+        unwrap(self.model)
+        restore(self.model, self._copies)
+        self._copies, self._beginnings = {}, {}
+        if self.model.is_gradient_checkpointing:
+            self.model.activation_checkpointing_disable()
         for module in self.model.modules():
             hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
             for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
@@ -76,6 +127,8 @@ class Resident:
             if id(module) in self._children:
                 for child in [c for c in module._modules if c not in self._children[id(module)]]:
                     del module._modules[child]
+                module._parameters.clear()
+                module._parameters.update(self._parameters[id(module)])
         for attribute in set(vars(self.model)) - self._attributes:
             delattr(self.model, attribute)
         if "_hf_peft_config_loaded" in vars(self.model):
@@ -88,39 +141,70 @@ class Resident:
         for name, module in self.model.named_modules():
             module.training = self._training[name]
 
-    def _unwrap(self) -> None:
-        # The innermost module is reached through get_base_layer, so only the outermost wrapper is replaced.
-        for name, module in list(self.model.named_modules()):
-            inner = None
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                inner = module.original_module
-            elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
-                inner = BaseTunerLayer.get_base_layer(module)
-            if inner is None or not name:
-                continue
-            parent, _, leaf = name.rpartition(".")
-            owner = self.model.get_submodule(parent) if parent else self.model
-            if not isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
-                setattr(owner, leaf, inner)
+
+def unwrap(model: Any) -> None:
+    """Put every module that PEFT wrapped back in the place of its wrapper, whatever its weights are by now."""
+    # The innermost module is reached through get_base_layer, so only the outermost wrapper is replaced.
+    for name, module in list(model.named_modules()):
+        inner = None
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            inner = module.original_module
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            inner = module.model
+        elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module) and hasattr(module, "base_layer"):
+            inner = BaseTunerLayer.get_base_layer(module)
+        if inner is None or not name:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent) if parent else model
+        if not isinstance(owner, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            setattr(owner, leaf, inner)
 
 
-def realised_sizes(adapted: PeftModel) -> dict[str, int]:
-    """Read off a real model what its adapter is: module name -> rank, or 1 for a vector."""
+def is_peft(plan: AdapterPlan) -> bool:
+    """Tell an adapter that PEFT makes alone, and that is saved in its format."""
+    return "peft_type" in plan.config
+
+
+_SIZES = (
+    "oft_block_size",
+    "boft_block_size",
+    "block_size",
+    "fourierft_n_frequency",
+    "waveft_n_frequency",
+    "hra_r",
+    "token_indices",
+    "miss_r",
+    "deft_r",
+    "effective_rank",
+    "r",
+)
+"""Where PEFT's layers say how large they are; OFT's `r` is how many blocks it has, so the blocks' size comes first."""
+
+
+def realised_sizes(adapted: Any) -> dict[str, int]:
+    """Read off a real model what its adapter is: module name -> rank (or block, or coefficients), or 1 for a vector."""
     sizes = {}
-    for name, module in adapted.get_base_model().named_modules():
+    for name, module in base_of(adapted).named_modules():
         if isinstance(module, BaseTunerLayer):
-            ranks = getattr(module, "r", None)
-            sizes[name] = int(ranks["default"]) if isinstance(ranks, dict) and "default" in ranks else 1
+            said = (getattr(module, field, None) for field in _SIZES)
+            size = next((s["default"] for s in said if isinstance(s, dict) and "default" in s), 1)
+            sizes[name] = len(size) if isinstance(size, list) else int(size)
+        elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
+            sizes[name] = module.adapter_len
+        elif isinstance(module, Bottleneck):
+            sizes[name] = module.size
     return sizes
 
 
-def check_realised(adapted: PeftModel, plan: AdapterPlan, *, head_params: int) -> None:
+def check_realised(adapted: Any, plan: AdapterPlan, *, head_params: int) -> None:
     """Compare the real adapter with the plan; PEFT ignores names that match nothing without a word.
 
     Raises:
         TrialError: Naming the first differences.
     """
-    sizes = realised_sizes(adapted)
+    # A parameter of the base itself is planned by its name; one that is trained unplanned is seen in the count.
+    sizes = realised_sizes(adapted) | {n: 1 for n in trained_tensors(base_of(adapted)) if n in plan.sizes}
     differing = [n for n in {**plan.sizes, **sizes} if plan.sizes.get(n) != sizes.get(n)]
     if differing:
         first = ", ".join(f"{n}: planned {plan.sizes.get(n)}, is {sizes.get(n)}" for n in differing[:3])
@@ -133,27 +217,50 @@ def check_realised(adapted: PeftModel, plan: AdapterPlan, *, head_params: int) -
         )
 
 
+def read_about(folder: Path) -> tuple[dict[str, Any], AdapterPlan, ModelSource]:
+    """Read what was written beside an adapter: all of it, and of that the plan and the base's source.
+
+    Raises:
+        SourceError: If the folder holds no adapter of ours.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
+        return about, AdapterPlan.from_dict(about["plan"]), source
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error!r})") from None
+
+
+def load_base_of(about: Mapping[str, Any], base: BaseFormat, *, device: str) -> Any:
+    """Load the base of an adapter, with the task head that it was trained from."""
+    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
+    return load_base(source, base, device=device, seed=about["head_seed"])
+
+
 def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
     """Load a saved adapter on its base, at the bits that it was trained on, ready for use.
 
     Raises:
         SourceError: If the folder holds no adapter of ours, or its base cannot be read.
     """
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error})") from None
-    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-    base = load_base(source, bits=about["bits"], device=device, seed=about["head_seed"])
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    about, plan, source = read_about(folder)
+    base = load_base_of(about, plan.base, device=device)
+    if is_peft(plan):
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+    adapted = attach_parts(base, plan, task=source.task, head=head_of(base, source.task))
+    load_parts(adapted, folder)
+    return adapted.requires_grad_(False).eval()
 
 
-def save_adapter(adapted: PeftModel, folder: Path, *, about: Mapping[str, Any]) -> int:
-    """Save the adapter so that `PeftModel.from_pretrained` loads it; returns the bytes written.
+def save_adapter(adapted: Any, folder: Path, *, about: Mapping[str, Any]) -> int:
+    """Save the adapter; what PEFT makes alone so that `PeftModel.from_pretrained` loads it; returns the bytes written.
 
     Args:
-        about: What `load_adapter` has to know: the source's fields, the bits, the seed of the head.
+        about: What `load_adapter` has to know: the source's fields, the plan, the seed of the head.
     """
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    if is_peft(AdapterPlan.from_dict(about["plan"])):
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        save_parts(adapted, folder)
     (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
     return sum(path.stat().st_size for path in folder.iterdir())

@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from autopeft.records import Split
+from autopeft.records import Recipe, Split
+from autopeft.trial.packing import pack
 from autopeft.trial.prepared import Prepared
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)`` or ``(rows, length)``; maybe
-`token_type_ids`. All int64, padded on the right."""
+"""`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)``, ``(rows, length)``, or of an
+encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All int64, padded on the right. In a packed
+one, `position_ids` in place of the mask."""
 
 _IGNORED = -100  # as in `tokens`, which workers do not load
+_BY_TOKEN = ("input_ids", "labels", "token_type_ids")
+"""Columns with a value for each token of a row."""
 
 
-def train_batch(prepared: Prepared, step: int, *, batch_size: int, seed: int, multiple_of: int = 1) -> Batch:
-    """Give the batch of a training step.
+def train_parts(prepared: Prepared, step: int, *, recipe: Recipe, seed: int) -> list[Batch]:
+    """Give the batch of a training step, in as many parts as the recipe says.
 
-    A pure function of data, seed and step. Every row is read once before any is read again; each pass has its own
-    order, and a batch may lie on the border of two.
+    A pure function of data, recipe, seed and step. Every row is read once before any is read again; each pass has its
+    own order, and a batch may lie on the border of two. The rows of a step do not depend on parts, cut and packing.
 
     Args:
         step: From 0.
-        multiple_of: The padded length is made a multiple of this.
     """
     n = prepared.train.num_rows
-    places = range(step * batch_size, (step + 1) * batch_size)
+    places = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
     indices = [int(_order(n, seed, place // n)[place % n]) for place in places]
-    return collate(prepared.train, indices, pad_id=prepared.pad_id, multiple_of=multiple_of)
+    length = recipe.max_length or prepared.max_length
+    parts = np.array_split(indices, recipe.gradient_accumulation_steps)
+    return [_train_part(prepared, part.tolist(), length, packing=recipe.packing) for part in parts]
+
+
+def _train_part(prepared: Prepared, indices: Sequence[int], length: int, *, packing: bool) -> Batch:
+    rows = prepared.train.take(list(indices)).to_pydict()
+    if length < prepared.max_length:
+        # A cut answer has no end to say.
+        closing = {name: 0 if name == "labels" else prepared.closing or 0 for name in _BY_TOKEN if name in rows}
+        rows |= {name: cut(rows[name], length, closing=kept) for name, kept in closing.items()}
+    if packing:
+        return pack(rows["input_ids"], rows["labels"], length=length, pad_id=prepared.pad_id)
+    return _batch(rows, pad_id=prepared.pad_id)
+
+
+def cut(rows: Sequence[Sequence[int]], length: int, *, closing: int) -> list[list[int]]:
+    """Cut rows to a length the way the tokenizer does: what closes a text (SEP, EOS) stays.
+
+    >>> cut([[1, 5, 6, 7, 2], [1, 5, 2]], 4, closing=1)
+    [[1, 5, 6, 2], [1, 5, 2]]
+    """
+    return [list(row) if len(row) <= length else [*row[: length - closing], *row[len(row) - closing :]] for row in rows]
+
+
+def rows_left_empty(prepared: Prepared, length: int) -> list[int]:
+    """Give the numbers of the train rows that would have nothing to train on at a length."""
+    if "labels" not in prepared.train.column_names:
+        return []
+    labels = cut(prepared.train["labels"].to_pylist(), length, closing=0)
+    numbers = prepared.train["row"].to_pylist()
+    return [number for number, row in zip(numbers, labels, strict=True) if all(label == _IGNORED for label in row)]
 
 
 def evaluation_batches(
@@ -45,34 +80,58 @@ def evaluation_batches(
 
     Args:
         batch_size: Most rows of a batch.
-        max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
-            short ones; a longer row is a batch of its own.
+        max_tokens: Most tokens of a batch with its padding; of an encoder-decoder, on either side.
     """
     table = prepared.split(split)
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    order = np.argsort(-lengths, kind="stable").tolist()
+    if "labels" in table.column_names:
+        lengths = np.maximum(lengths, pc.list_value_length(table["labels"]).to_numpy())
+    for rows in rows_by_length(lengths, batch_size=batch_size, max_tokens=max_tokens):
+        yield collate(table, rows, pad_id=prepared.pad_id, multiple_of=multiple_of)
+
+
+def rows_by_length(
+    lengths: ArrayLike, *, batch_size: int, max_tokens: int = 4096, equal: bool = False
+) -> Iterator[list[int]]:
+    """Give the indices of rows of like length, longest first.
+
+    Args:
+        equal: Whether only rows of one length share a batch, so that nothing is padded.
+        max_tokens: Most tokens of a batch with its padding, so that judging long rows takes no more memory than
+            short ones; a longer row is a batch of its own.
+    """
+    sizes = np.asarray(lengths)
+    order: list[int] = np.argsort(-sizes, kind="stable").tolist()
     while order:
-        rows = min(batch_size, max(1, max_tokens // int(lengths[order[0]])))
-        yield collate(table, order[:rows], pad_id=prepared.pad_id, multiple_of=multiple_of)
+        longest = int(sizes[order[0]])
+        rows = min(batch_size, max(1, max_tokens // longest))
+        if equal:
+            rows = min(rows, int((sizes[order] == longest).sum()))
+        yield order[:rows]
         order = order[rows:]
 
 
 def collate(table: pa.Table, indices: Sequence[int], *, pad_id: int, multiple_of: int = 1) -> Batch:
     """Make tensors of rows of a table, padded on the right to the longest of them."""
-    rows = table.take(list(indices)).to_pydict()
-    longest = max(len(ids) for ids in rows["input_ids"])
-    width = -(-longest // multiple_of) * multiple_of
+    return _batch(table.take(list(indices)).to_pydict(), pad_id=pad_id, multiple_of=multiple_of)
+
+
+def _batch(rows: Mapping[str, Any], *, pad_id: int, multiple_of: int = 1) -> Batch:
+    def padded(tokens: Sequence[Sequence[int]], filler: int) -> Tensor:
+        return pad(tokens, -(-max(map(len, tokens)) // multiple_of) * multiple_of, filler)
+
     batch = {
-        "input_ids": _pad(rows["input_ids"], width, pad_id),
-        "attention_mask": _pad([[1] * len(ids) for ids in rows["input_ids"]], width, 0),
-        "labels": _pad(rows["labels"], width, _IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
+        "input_ids": padded(rows["input_ids"], pad_id),
+        "attention_mask": padded([[1] * len(ids) for ids in rows["input_ids"]], 0),
+        "labels": padded(rows["labels"], _IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
     }
     if "token_type_ids" in rows:
-        batch["token_type_ids"] = _pad(rows["token_type_ids"], width, 0)
+        batch["token_type_ids"] = padded(rows["token_type_ids"], 0)
     return batch
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
+def pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
+    """Make a tensor of rows, filled up to `width` on the right."""
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
 
 

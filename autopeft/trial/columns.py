@@ -30,6 +30,9 @@ LAYOUTS = (
     Layout("causal-lm", ("prompt", "completion")),
     Layout("causal-lm", ("instruction", "output"), ("input",)),
     Layout("causal-lm", ("text",)),
+    Layout("seq2seq-lm", ("messages",)),
+    Layout("seq2seq-lm", ("prompt", "completion")),
+    Layout("seq2seq-lm", ("instruction", "output"), ("input",)),
 )
 """Every layout; of those for one task that fit, the first is taken."""
 
@@ -49,13 +52,16 @@ Columns = Mapping[str, str]
 """Role -> column."""
 
 
-def find_layout(found: Sequence[str], *, task: str, columns: Columns) -> tuple[Layout, dict[str, str]]:
+def find_layout(
+    found: Sequence[str], *, task: str, columns: Columns, answering: Task = "causal-lm"
+) -> tuple[Layout, dict[str, str]]:
     """Decide what the columns found mean.
 
     Args:
         found: Names of the columns of the train split.
         task: A task, or "auto" to decide by the columns.
         columns: What the user said: role -> column; it comes before every guess.
+        answering: The task that texts with answers are for where the columns decide; the model settles it.
 
     Returns:
         The layout, and the column of each of its roles that the data has.
@@ -67,14 +73,14 @@ def find_layout(found: Sequence[str], *, task: str, columns: Columns) -> tuple[L
     if missing:
         named = ", ".join(f"{role}={column}" for role, column in missing.items())
         raise SourceError(f"columns: {named}: no such column; the data has {', '.join(found)}")
+    tasks = ("text-classification", answering) if task == "auto" else (task,)
     fits = []
     for layout in LAYOUTS:
-        if task in ("auto", layout.task) and (match := _match(layout, found, columns)) is not None:
+        if layout.task in tasks and (match := _match(layout, found, columns)) is not None:
             fits.append((layout, match))
     if not fits:
-        raise SourceError(_nothing_fits(found, task, columns))
-    tasks = {layout.task for layout, _ in fits if layout.roles != ("text",)}
-    if len(tasks) > 1:
+        raise SourceError(_nothing_fits(found, tasks, columns))
+    if len({layout.task for layout, _ in fits if layout.roles != ("text",)}) > 1:
         first = {layout.task: ", ".join(match.values()) for layout, match in reversed(fits)}
         choices = " or ".join(f"--task {name} ({used})" for name, used in sorted(first.items()))
         raise SourceError(f"task: the data fits two tasks; choose {choices}")
@@ -97,13 +103,13 @@ def _match(layout: Layout, found: Sequence[str], columns: Columns) -> dict[str, 
     return match
 
 
-def _nothing_fits(found: Sequence[str], task: str, columns: Columns) -> str:
-    wanted = [layout for layout in LAYOUTS if task in ("auto", layout.task)]
+def _nothing_fits(found: Sequence[str], tasks: Sequence[str], columns: Columns) -> str:
+    wanted = [layout for layout in LAYOUTS if layout.task in tasks]
     needs = "; or ".join(" and ".join(layout.roles) for layout in wanted)
     given = f" with {', '.join(f'{r}={c}' for r, c in columns.items())}" if columns else ""
     roles = " ".join(f"--column {role}=NAME" for role in wanted[0].roles)
-    what = "any task" if task == "auto" else task
+    alone = " A text alone has no target for an encoder-decoder to say." if "seq2seq-lm" in tasks else ""
     return (
-        f"columns: the data has {', '.join(found)}, which{given} does not fit {what}: needed are {needs}. "
-        f"Say which columns they are, e.g. {roles}"
+        f"columns: the data has {', '.join(found)}, which{given} does not fit {' or '.join(tasks)}: needed are {needs}."
+        f"{alone} Say which columns they are, e.g. {roles}"
     )

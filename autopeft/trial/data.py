@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from autopeft.anatomy import Task
 from autopeft.errors import SourceError
+from autopeft.objectives import METRICS
 from autopeft.request import SearchRequest
 from autopeft.trial.columns import Layout, find_layout
 from autopeft.trial.demo import read_docstrings
@@ -24,7 +26,8 @@ from autopeft.trial.selection import (
     split_off,
     survey_rows,
 )
-from autopeft.trial.tokens import IGNORED, encode_answers, encode_classes
+from autopeft.trial.targets import encode_targets
+from autopeft.trial.tokens import IGNORED, closing_tokens, encode_answers, encode_classes
 
 _TRAINED_ON: Mapping[tuple[str, ...], str] = {
     ("messages",): "the turns of the assistant, rendered by the chat template",
@@ -33,7 +36,15 @@ _TRAINED_ON: Mapping[tuple[str, ...], str] = {
 _TRAINED_ON_ANSWER = "the answer and EOS, a line break between prompt and answer where there is no white space"
 
 
-def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_positions: int | None) -> Prepared:
+def prepare(
+    request: SearchRequest,
+    tokenizer: Any,
+    *,
+    task: str = "auto",
+    answering: Task = "causal-lm",
+    max_positions: int | None,
+    batch_size: int | None = None,
+) -> Prepared:
     """Read the data of a request and tokenise what a search reads of it.
 
     Train rows are at most ``steps * batch_size``, validation rows `eval_rows`, test rows twice that; which ones, is
@@ -42,13 +53,17 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
     Args:
         tokenizer: The model's tokenizer, of transformers.
         task: What to learn; "auto" decides by the columns. `Prepared.task` says what was decided.
+        answering: The task for which "auto" takes texts with answers; the model settles it.
         max_positions: Tokens the model can take; None for no limit.
+        batch_size: The largest of any candidate; by default the request's.
 
     Raises:
         SourceError: If the data cannot be read or trained on; the message names what and where.
     """
     source = read_docstrings() if request.data is None else read_source(request.data)
-    layout, columns = find_layout(source.splits["train"].column_names, task=task, columns=request.columns)
+    layout, columns = find_layout(
+        source.splits["train"].column_names, task=task, columns=request.columns, answering=answering
+    )
     surveys, notes = _survey(source, layout, columns)
     notes = [_reading_note(source, layout, columns), *notes]
     label_ids: dict[str, int] = {}
@@ -57,12 +72,13 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
         label_ids, label_names = name_labels(surveys["train"])
         _check_labels(surveys)
     notes += _overlap_notes(surveys)
+    judged = _rows_to_generate(request, layout)
 
     max_length = _max_length(request.max_length, max_positions, tokenizer)
     if max_length < request.max_length:
         notes.append(f"max_length {request.max_length} was reduced to {max_length}, which is what the model can take.")
     wanted = {
-        "train": request.steps * request.batch_size,
+        "train": request.steps * (batch_size or request.batch_size),
         "validation": request.eval_rows,
         "test": request.eval_rows * 2,
     }
@@ -74,14 +90,18 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
         if layout.task == "text-classification":
             table = encode_classes(rows, numbers, tokenizer, label_ids=label_ids, max_length=max_length)
         else:
-            table = encode_answers(rows, numbers, tokenizer, layout=layout, max_length=max_length)
+            encode = encode_targets if layout.task == "seq2seq-lm" else encode_answers
+            references = judged if split != "train" else 0
+            table = encode(rows, numbers, tokenizer, layout=layout, max_length=max_length, references=references)
         _check_trained(split, table, max_length)
         tables[split] = table
-    cut = {s: pc.sum(pc.equal(pc.list_value_length(t["input_ids"]), max_length)).as_py() for s, t in tables.items()}
-    if any(cut.values()):
-        shares = ", ".join(f"{count} of {tables[split].num_rows} {split} rows" for split, count in cut.items() if count)
+    notes += _length_notes(tables, layout.task, max_length)
+    if judged:
+        texts = {s: t.num_rows - t["reference"].null_count for s, t in tables.items() if s != "train"}
+        shares = " and ".join(f"{count} of {tables[split].num_rows} {split} rows" for split, count in texts.items())
         notes.append(
-            f"{shares} have the full {max_length} tokens and may be cut; raise --max-length to keep them whole."
+            f"{request.metric} is of the text generated greedily for {shares} (--generate-rows {judged}), each at most "
+            "as long as the longest answer among them."
         )
     return Prepared(
         name=source.name,
@@ -95,6 +115,7 @@ def prepare(request: SearchRequest, tokenizer: Any, *, task: str = "auto", max_p
         rows_found={split: len(survey) for split, survey in surveys.items()},
         notes=tuple(notes),
         fingerprint=fingerprint(tables, label_names),
+        closing=_closing(layout, columns, tokenizer),
     )
 
 
@@ -131,7 +152,41 @@ def _reading_note(source: Source, layout: Layout, columns: Mapping[str, str]) ->
         note += f"; not used: {', '.join(unused)}"
     if layout.task == "causal-lm":
         note += "; trained on " + _TRAINED_ON.get(layout.roles, _TRAINED_ON_ANSWER)
+    if layout.task == "seq2seq-lm":
+        note += "; trained on the " + ("last turn of the assistant" if "messages" in layout.roles else "target")
+        note += " and EOS, all before it is the source"
     return note + "."
+
+
+def _rows_to_generate(request: SearchRequest, layout: Layout) -> int:
+    """Give the most rows of a split to generate an answer for; 0 where the metric needs none."""
+    metric = None if request.metric is None else METRICS[request.metric]
+    if metric is None or not metric.generated or layout.task not in metric.tasks:
+        return 0  # a metric that is not for the task is refused when both are known
+    if layout.roles == ("text",):
+        fitting = ", ".join(m.name for m in METRICS.values() if layout.task in m.tasks and not m.generated)
+        raise SourceError(
+            f"metric: {metric.name} judges answers, and a text alone has no prompt to answer; give data with prompt "
+            f"and completion, or choose one of {fitting}"
+        )
+    return request.generate_rows
+
+
+def _length_notes(tables: Mapping[str, pa.Table], task: Task, max_length: int) -> list[str]:
+    """Say which rows may be cut; of an encoder-decoder, on which side."""
+    sides = {"input_ids": " of source", "labels": " of target"} if task == "seq2seq-lm" else {"input_ids": ""}
+    notes = []
+    for column, side in sides.items():
+        full = {s: pc.sum(pc.equal(pc.list_value_length(t[column]), max_length)).as_py() for s, t in tables.items()}
+        shares = ", ".join(
+            f"{count} of {tables[split].num_rows} {split} rows" for split, count in full.items() if count
+        )
+        if shares:
+            notes.append(
+                f"{shares} have the full {max_length} tokens{side} and may be cut; raise --max-length to keep them "
+                "whole."
+            )
+    return notes
 
 
 def _check_labels(surveys: Mapping[str, Survey]) -> None:
@@ -180,3 +235,9 @@ def _max_length(wanted: int, max_positions: int | None, tokenizer: Any) -> int:
 
 def _pad_id(tokenizer: Any) -> int:
     return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
+
+
+def _closing(layout: Layout, columns: Mapping[str, str], tokenizer: Any) -> int | None:
+    if layout.task == "causal-lm" or "messages" in layout.roles:
+        return 0  # a cut answer has no end to say, and a template puts none after a conversation
+    return None if "text_pair" in columns else closing_tokens(tokenizer)

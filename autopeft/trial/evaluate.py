@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from autopeft.anatomy import Task
 from autopeft.records import Split
 from autopeft.trial.batches import Batch, evaluation_batches
+from autopeft.trial.generation import judge_generated
 from autopeft.trial.prepared import Prepared
 
 _CHUNK_LOGITS = 2**24
@@ -27,6 +29,7 @@ def evaluate(
     split: Split,
     *,
     task: Task | None = None,
+    tokenizer: Any = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
@@ -35,13 +38,14 @@ def evaluate(
     Losses are in nats and fp32, whatever the model computes in. A value that is not finite is given as it is.
 
     Args:
-        model: Called with the tensors of a batch without labels; must return `logits`.
+        model: Called with the tensors of a batch, with labels if it is an encoder-decoder; must return `logits`.
         task: Must be the task of the data, which is the default.
+        tokenizer: The model's; needed where the data has references.
         batch_size: Most rows of a forward pass; long rows go in smaller batches.
 
     Returns:
-        For text-classification accuracy, f1_macro, matthews and loss; for causal-lm loss (mean over the answer tokens),
-        perplexity, bits_per_byte and token_accuracy.
+        For text-classification accuracy, f1_macro, matthews and loss; for texts loss (mean over the answer tokens),
+        perplexity, bits_per_byte and token_accuracy, and with references what `judge_generated` gives.
 
     Raises:
         SourceError: If there is no such split.
@@ -52,7 +56,13 @@ def evaluate(
     measure = _measure_classes if prepared.task == "text-classification" else _measure_answers
     try:
         with torch.inference_mode():
-            return measure(model, prepared, split, batch_size, device)
+            metrics = measure(model, prepared, split, batch_size, device)
+            if "reference" in prepared.split(split).column_names:
+                assert tokenizer is not None, "references are texts"
+                metrics |= judge_generated(
+                    model, prepared, split, tokenizer=tokenizer, batch_size=batch_size, device=device
+                )
+            return metrics
     finally:
         for module, training in modes:
             module.training = training
@@ -83,11 +93,10 @@ def _measure_answers(
     keeps = _takes_logits_to_keep(model)
     for batch in evaluation_batches(prepared, split, batch_size=batch_size):
         labels, inputs = _on(device, batch)
-        first = int((labels != -100).any(0).nonzero()[0])  # the logits before it predict no answer of any row
-        wanted = labels.shape[1] - first + 1
-        logits = model(**inputs, **({"logits_to_keep": wanted} if keeps else {})).logits
-        # Counted from the end: prompt tuning puts its virtual tokens before the input, and logits come for these too.
-        logits, targets = logits[:, -wanted:-1], labels[:, first:]
+        if prepared.task == "seq2seq-lm":
+            logits, targets = model(**inputs, labels=labels).logits, labels  # it makes the decoder's input of them
+        else:
+            logits, targets = _continue(model, inputs, labels, keeps=keeps)
         answer = targets != -100
         logits, targets = logits[answer], targets[answer]
         rows = max(1, _CHUNK_LOGITS // logits.shape[-1])
@@ -103,6 +112,15 @@ def _measure_answers(
         "bits_per_byte": nats / math.log(2) / text_bytes if text_bytes else math.nan,
         "token_accuracy": right / tokens,
     }
+
+
+def _continue(model: nn.Module, inputs: Batch, labels: Tensor, *, keeps: bool) -> tuple[Tensor, Tensor]:
+    """Give the logits of a causal model from the first answer of the batch on, and the labels that they predict."""
+    first = int((labels != -100).any(0).nonzero()[0])  # the logits before it predict no answer of any row
+    wanted = labels.shape[1] - first + 1
+    logits = model(**inputs, **({"logits_to_keep": wanted} if keeps else {})).logits
+    # Counted from the end: prompt tuning puts its virtual tokens before the input, and logits come for these too.
+    return logits[:, -wanted:-1], labels[:, first:]
 
 
 def _on(device: torch.device | str, batch: Batch) -> tuple[Tensor, Batch]:

@@ -1,11 +1,14 @@
-"""Peak memory of training: what CUDA counted, or on CPU the storages of all tensors alive in one training step."""
+"""Memory of training: its peak, as CUDA counted it or on CPU as the storages of all tensors alive in one training
+step; what a worker may use; and what it looks like when that was not enough."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -67,3 +70,36 @@ class StorageTracker(TorchDispatchMode):
 def held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Give the tensors of an optimiser's state."""
     return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+
+
+_CGROUP_LIMITS = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
+_NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+
+
+def capacity_bytes(device: str) -> int:
+    """Give the memory of a device; of a CPU that of the machine, or of the container if that is less."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [path.read_text().strip() for path in _CGROUP_LIMITS if path.is_file()]
+    return min(int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdecimal()), 2**62)
+
+
+def in_use_bytes(device: str) -> int:
+    """Give the most that CUDA has reserved since the training began; of a CPU, what this process holds now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_reserved(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came from, is that memory did not suffice.
+
+    On a CPU PyTorch raises a plain RuntimeError, of which only the text says it.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

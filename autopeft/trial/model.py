@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,22 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import UNQUANTISED, Anatomy, Norm, PromptShape, Task, describe_linears, number_layers, place_of
-from autopeft.errors import SourceError
+from autopeft.anatomy import (
+    UNQUANTISED,
+    Anatomy,
+    Bias,
+    Block,
+    Norm,
+    PromptShape,
+    Task,
+    Vocabulary,
+    describe_linears,
+    number_layers,
+    place_of,
+)
+from autopeft.errors import RequestError, SourceError
+from autopeft.records import BaseFormat
+from autopeft.trial.memory import ran_out_of_memory
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -28,6 +42,7 @@ transformers.utils.logging.disable_progress_bar()
 AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
 }
 
 
@@ -53,20 +68,31 @@ def load_config(source: ModelSource) -> Any:
     Raises:
         SourceError: If it cannot be read, or the model has no form for the task.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(source.path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(source.path, error)) from error
+    config = _read_config(source.path)
     if source.task == "text-classification":
         config.id2label = dict(enumerate(source.label_names))
         config.label2id = {name: i for i, name in config.id2label.items()}
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = source.pad_token_id
     if type(config) not in AUTO_CLASSES[source.task]._model_mapping:
+        forms = [task for task, auto in AUTO_CLASSES.items() if type(config) in auto._model_mapping]
         raise SourceError(
-            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of"
+            f"model: {source.path!r} is a {config.model_type}, which transformers has no {source.task} form of; "
+            f"it has {' and '.join(forms) or 'none that autopeft trains'}"
+        )
+    if source.task == "seq2seq-lm" and getattr(config, "decoder_start_token_id", None) is None:
+        raise SourceError(
+            f"model: config.json of {source.path!r} has no decoder_start_token_id, the token that a decoder begins "
+            "with; add the one of its pretraining"
         )
     return config
+
+
+def _read_config(path: str) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(path, error)) from error
 
 
 def check_weights(path: str) -> None:
@@ -119,16 +145,43 @@ def _unreadable(path: str, error: Exception) -> str:
 
 
 def position_limit(path: str) -> int | None:
-    """Give the most tokens that a model can take; None where its configuration sets no limit.
+    """Give the most tokens that a model can take, on either side; None where its configuration sets no limit.
 
     Raises:
         SourceError: If the configuration cannot be read.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(_unreadable(path, error)) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = _read_config(path).get_text_config()
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min((limit for name in names if (limit := getattr(config, name, None))), default=None)
+
+
+def answering_task(path: str) -> Task:
+    """Give the task by which a model learns to answer: sequence to sequence where it has an encoder and a decoder.
+
+    Raises:
+        SourceError: If the configuration cannot be read.
+    """
+    return "seq2seq-lm" if _read_config(path).is_encoder_decoder else "causal-lm"
+
+
+def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> None:
+    """Make sure that a model can be trained in the ways that are asked for.
+
+    Raises:
+        RequestError: If it cannot, as far as its class tells.
+        SourceError: If it cannot be read.
+    """
+    found = AUTO_CLASSES[source.task]._model_mapping[type(load_config(source))]
+    kind = found[0] if isinstance(found, tuple) else found
+    faults = []
+    if packed and "position_ids" not in inspect.signature(kind.forward).parameters:
+        faults.append(
+            f"packing: {kind.__name__} takes no position_ids, so texts in a row would see each other; drop it"
+        )
+    if checkpointed and not kind.supports_gradient_checkpointing:
+        faults.append(f"gradient_checkpointing: {kind.__name__} has none; drop it")
+    if faults:
+        raise RequestError(*faults)
 
 
 def read_anatomy(source: ModelSource) -> Anatomy:
@@ -140,8 +193,8 @@ def read_anatomy(source: ModelSource) -> Anatomy:
     config = load_config(source)
     with torch.device("meta"):
         model = AUTO_CLASSES[source.task].from_config(config)
-    head = _head(model, source.task)
-    shapes, norms = [], []
+    head = head_of(model, source.task)
+    shapes, norms, biases = [], [], []
     for name, module in model.named_modules():
         if name.partition(".")[0] in head:
             continue
@@ -149,24 +202,57 @@ def read_anatomy(source: ModelSource) -> Anatomy:
             shapes.append((name, *shape))
         elif is_norm(module):
             norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
-    linears = describe_linears(shapes)
+        else:
+            continue
+        if (bias := module._parameters.get("bias")) is not None:
+            biases.append((name, bias.numel()))
+    linears = tuple(
+        replace(
+            linear,
+            bias=module.bias is not None,
+            transposed=isinstance(module, Conv1D),
+            plain=type(module) is nn.Linear,
+        )
+        for linear in describe_linears(shapes)
+        if (module := model.get_submodule(linear.name))
+    )
     layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
+    kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
+    in_blocks = dict.fromkeys(layers, 0)
+    for name, parameter in model.named_parameters():
+        if (place := place_of(name)) and (place.stack, place.index) in in_blocks:
+            in_blocks[place.stack, place.index] += parameter.numel()
     return Anatomy(
         model_type=config.model_type,
         task=source.task,
         base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
         n_layers=1 + max((linear.layer for linear in linears), default=-1),
         linears=linears,
-        norms=tuple(
-            Norm(name, layers.get((place.stack, place.index)) if (place := place_of(name)) else None, params)
-            for name, params in norms
-        ),
+        norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
         prompt=_prompt_shape(model),
         head=head,
-        dtype_bits=16 if config.dtype in (torch.float16, torch.bfloat16) else 32,
+        dtype_bits=checkpoint_bits(config),
+        vocabulary=_vocabulary(model),
         # A classifier's pooler sees one token of a row.
         outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
+        biases=tuple(
+            Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
+            for name, params in biases
+        ),
+        blocks=tuple(
+            Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
+        ),
     )
+
+
+def checkpoint_bits(config: Any) -> int:
+    """Give the bits of a parameter in the checkpoint of a configuration."""
+    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
+
+
+def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:
+    place = place_of(name)
+    return None if place is None else layers.get((place.stack, place.index))
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -186,7 +272,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
-def _head(model: Any, task: Task) -> dict[str, int]:
+def head_of(model: Any, task: Task) -> dict[str, int]:
     """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
     if task != "text-classification":
         return {}
@@ -197,14 +283,25 @@ def _head(model: Any, task: Task) -> dict[str, int]:
     }
 
 
+def _vocabulary(model: Any) -> Vocabulary:
+    """Find the input embedding, and what shares its weight."""
+    embedding = model.get_input_embeddings()
+    sharing = {n: m for n, m in model.named_modules() if m._parameters.get("weight") is embedding.weight}
+    others = {name: module for name, module in sharing.items() if module is not embedding}
+    return Vocabulary(
+        embedding=next(name for name, module in sharing.items() if module is embedding),
+        tied=tuple(name for name, module in others.items() if linear_shape(module) is not None),
+        copies=tuple(name for name, module in others.items() if linear_shape(module) is None),
+    )
+
+
 def _prompt_shape(model: Any) -> PromptShape:
     """Read the shape of a prompt off the model, and that of a prefix as PEFT does, off the configuration."""
     from peft import PrefixTuningConfig
     from peft.utils import _prepare_prompt_learning_config
 
     token_dim = model.get_input_embeddings().weight.shape[-1]
-    # PEFT makes two prompts only for its sequence-to-sequence task, one for the encoder and one for the decoder.
-    none = PromptShape(token_dim, layers=0, prefix_dim=0, submodules=1)
+    none = PromptShape(token_dim, layers=0, prefix_dim=0)
     takers = (model, getattr(model, model.base_model_prefix, model))
     if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
         return none
@@ -213,30 +310,45 @@ def _prompt_shape(model: Any) -> PromptShape:
         prefix = _prepare_prompt_learning_config(config, model.config)
     except ValueError:  # it knows none of the names by which this model goes
         return none
-    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim, submodules=1)
+    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim)
 
 
-def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> Any:
-    """Load the frozen base at a bit-width: 32 and 16 are fp32 and bf16, 8 is LLM.int8, 4 is nf4 twice quantised.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def dtype_of(base: BaseFormat, device: str) -> torch.dtype:
+    """Give what a base computes in, and holds the weights in that are not quantised."""
+    if base.bits == 32:
+        return torch.float32
+    if base.compute_dtype != "auto":
+        return DTYPES[base.compute_dtype]
+    return torch.float32 if base.bits in (4, 8) and device == "cpu" else torch.bfloat16
+
+
+def load_base(source: ModelSource, base: BaseFormat, *, device: str, seed: int = 0) -> Any:
+    """Load the frozen base in a format.
 
     A new task head is drawn from `seed`, so that it is the same in every worker.
 
     Raises:
         SourceError: If the weights cannot be read.
+        MemoryError, torch.OutOfMemoryError: If they do not fit.
     """
     config = load_config(source)
-    dtype = torch.float32 if bits == 32 or (device == "cpu" and bits != 16) else torch.bfloat16
+    dtype = dtype_of(base, device)
     # A checkpoint that was made for other classes has a head of another size; its place takes a new one.
     other_head = source.task == "text-classification"
     options: dict[str, Any] = {"dtype": dtype, "config": config, "ignore_mismatched_sizes": other_head}
-    if bits in (4, 8):
-        options |= {"quantization_config": quantization(bits, dtype, source), "device_map": {"": device}}
+    if base.bits in (4, 8):
+        options |= {"quantization_config": quantization(base, dtype), "device_map": {"": device}}
     torch.manual_seed(seed)
     try:
         model = AUTO_CLASSES[source.task].from_pretrained(source.path, **options)
     except (OSError, ValueError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise SourceError(_unreadable(source.path, error)) from error
-    if bits not in (4, 8):
+    if base.bits not in (4, 8):
         model.to(device)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks weights in eval mode and never back: wrong gradients after.
@@ -247,15 +359,15 @@ def load_base(source: ModelSource, *, bits: int, device: str, seed: int = 0) -> 
     return model.eval()
 
 
-def quantization(bits: int, compute_dtype: torch.dtype, source: ModelSource) -> Any:
+def quantization(base: BaseFormat, compute_dtype: torch.dtype) -> Any:
     """Give the bitsandbytes configuration of a 4- or 8-bit base; a task head stays unquantised."""
     keep = list(UNQUANTISED)
-    if bits == 8:
+    if base.bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=base.quant_type,
+        bnb_4bit_use_double_quant=base.double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=keep,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from autopeft.compute import forward_flops
+from autopeft.records import BaseFormat
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_base, load_config, read_anatomy
 
 _LAYERS = 2
@@ -18,7 +19,7 @@ _VOCABULARY = 512
 _REPEATS = 3
 
 
-def seconds_per_flop(source: ModelSource, *, bits: int, rows: int, length: int, device: str) -> float:
+def seconds_per_flop(source: ModelSource, base: BaseFormat, *, rows: int, length: int, device: str) -> float:
     """Measure how long a floating-point operation of a training step takes, everything around it included.
 
     The stand-in has the model's own layers, two of them, at random; it is loaded as the base would be, so that a
@@ -27,11 +28,12 @@ def seconds_per_flop(source: ModelSource, *, bits: int, rows: int, length: int, 
     with tempfile.TemporaryDirectory() as folder:
         stand_in = write_stand_in(source, Path(folder))
         anatomy = read_anatomy(stand_in)
-        model = load_base(stand_in, bits=bits, device=device)
+        model = load_base(stand_in, base, device=device)
     model.enable_input_require_grads()
     model.train()
     ids = torch.randint(3, model.get_input_embeddings().num_embeddings, (rows, length), device=device)
-    labels = ids if source.task == "causal-lm" else torch.zeros(rows, dtype=torch.int64, device=device)
+    classes = torch.zeros(rows, dtype=torch.int64, device=device)
+    labels = classes if source.task == "text-classification" else ids
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     flops = 2 * (sum(forward_flops(anatomy, rows=rows, length=length)) + 2 * rows * length * anatomy.outer_linear)
     return min(_step(model, batch, device) for _ in range(_REPEATS)) / flops

@@ -1,6 +1,6 @@
 """Prepared data: the tokens that a search trains and judges on, the same for every worker; Parquet and one card.
 
-Workers read only this: no tokenizer, no user's file, no network.
+Workers read only this, no user's file; the tokenizer only to write out what a model generated.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ class Prepared:
     """Tokens of the rows that a search reads, and what was done to get them.
 
     A table has the columns `row` (number in the split as found, from 1), `input_ids`, then for text-classification
-    `label` and maybe `token_type_ids`, for causal-lm `labels` and `answer_bytes`.
+    `label` and maybe `token_type_ids`, for causal-lm and seq2seq-lm `labels` and `answer_bytes`. Where the metric
+    judges generated text, held-out splits have `reference`: the text of the answer, null for rows not to be judged so.
 
     Attributes:
         name: What the user called the data.
         test: None where there is none.
-        label_names: Names of the classes by index; empty for causal-lm.
+        label_names: Names of the classes by index; empty for texts.
         pad_id: What batches are padded with; the attention mask hides it.
         max_length: Tokens a row was cut to.
         rows_found: Rows a split had before rows were chosen.
         notes: Sentences for the user: everything that was decided or changed on the way.
         fingerprint: SHA-256 of the tables and the label names.
+        closing: Tokens that end a text or source (SEP, EOS) and stay when it is cut; None where rows are pairs
+            of texts, of which only the tokenizer can tell what to cut.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Prepared:
     rows_found: Mapping[str, int]
     notes: tuple[str, ...]
     fingerprint: str
+    closing: int | None = 0
 
     def tables(self) -> dict[str, pa.Table]:
         """Give the splits that there are, by name."""
@@ -81,6 +85,7 @@ class Prepared:
             "rows": {name: table.num_rows for name, table in self.tables().items()},
             "notes": list(self.notes),
             "fingerprint": self.fingerprint,
+            "closing": self.closing,
         }
 
 
@@ -91,11 +96,20 @@ def fingerprint(tables: Mapping[str, pa.Table], label_names: tuple[str, ...]) ->
         for column in table.column_names:
             values = pa.concat_arrays(table[column].chunks)
             sha.update(f"\n{name}.{column}\n".encode())
+            if pa.types.is_string(values.type):
+                sha.update(json.dumps(values.to_pylist()).encode())
+                continue
             if pa.types.is_list(values.type):
                 sha.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
                 values = values.flatten()
             sha.update(values.to_numpy(zero_copy_only=False).tobytes())
     return sha.hexdigest()
+
+
+def frequent_tokens(table: pa.Table, *, most: int = 1024) -> tuple[int, ...]:
+    """Give the tokens of a table's texts, the most frequent first, of equally frequent ones the smaller first."""
+    counts = pc.value_counts(pc.list_flatten(table["input_ids"])).to_pylist()
+    return tuple(c["values"] for c in sorted(counts, key=lambda c: (-c["counts"], c["values"]))[:most])
 
 
 def write(prepared: Prepared, folder: Path) -> None:
@@ -127,6 +141,7 @@ def read_prepared(folder: Path) -> Prepared:
             rows_found=card["rows_found"],
             notes=tuple(card["notes"]),
             fingerprint=card["fingerprint"],
+            closing=card["closing"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedRunError(

@@ -25,7 +25,13 @@ from autopeft.trial.selection import Row
 IGNORED = -100
 """The label of a token that is not trained on; torch's cross-entropy skips it."""
 
-_IDS = pa.list_(pa.int32())
+IDS = pa.list_(pa.int32())
+NO_TEMPLATE = (
+    "data: the rows are conversations, but the model's tokenizer has no chat template; "
+    "take an instruct model, or data with prompt and completion"
+)
+"""What is wrong with conversations for a model that was not made for them."""
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # by which a template marks what the assistant says
 _SENTINEL = "\ue000answer\ue001"  # private-use characters: no answer begins or ends with them
 
@@ -60,26 +66,28 @@ def encode_classes(
     encoded = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=max_length)
     columns: dict[str, Any] = {
         "row": pa.array(numbers, pa.int64()),
-        "input_ids": pa.array(encoded["input_ids"], _IDS),
+        "input_ids": pa.array(encoded["input_ids"], IDS),
         "label": pa.array([label_ids[row["label"]] for row in rows], pa.int32()),
     }
     if "token_type_ids" in encoded:
-        columns["token_type_ids"] = pa.array(encoded["token_type_ids"], _IDS)
+        columns["token_type_ids"] = pa.array(encoded["token_type_ids"], IDS)
     return pa.table(columns)
 
 
 def encode_answers(
-    rows: Sequence[Row], numbers: Sequence[int], tokenizer: Any, *, layout: Layout, max_length: int
+    rows: Sequence[Row], numbers: Sequence[int], tokenizer: Any, *, layout: Layout, max_length: int, references: int = 0
 ) -> pa.Table:
     """Tokenise prompts with their answers; the labels of all other tokens are IGNORED.
 
     Args:
         rows: Role -> text or messages.
         numbers: Number of each row in its split, from 1; kept in the column `row`.
+        references: How many rows keep the text of their last answer, to compare generated text with.
 
     Returns:
-        Columns `row`, `input_ids`, `labels`, and `answer_bytes`: UTF-8 bytes of the text that is predicted. A token
-        that nothing comes before is not predicted.
+        Columns `row`, `input_ids`, `labels`, `answer_bytes`: UTF-8 bytes of the text that is predicted, and with
+        references `reference`: the whole text of the last answer, null for the other rows, and where `max_length`
+        cuts it off. A token that nothing comes before is not predicted.
 
     Raises:
         SourceError: If a conversation cannot be rendered.
@@ -89,6 +97,7 @@ def encode_answers(
     else:
         encoded = _encode_pairs([prompt_and_answer(row, layout) for row in rows], tokenizer)
     input_ids, labels, sizes = [], [], []
+    texts: list[str | None] = []
     for row in encoded:
         ids = list(row.input_ids[:max_length])
         wanted = [IGNORED if i == 0 or not answer else ids[i] for i, answer in enumerate(row.answer[:max_length])]
@@ -97,14 +106,22 @@ def encode_answers(
         input_ids.append(ids)
         labels.append(wanted)
         sizes.append(size)
-    return pa.table(
-        {
-            "row": pa.array(numbers, pa.int64()),
-            "input_ids": pa.array(input_ids, _IDS),
-            "labels": pa.array(labels, _IDS),
-            "answer_bytes": pa.array(sizes, pa.int32()),
-        }
-    )
+        texts.append(_last_answer(row, tokenizer, max_length) if len(texts) < references else None)
+    columns = {
+        "row": pa.array(numbers, pa.int64()),
+        "input_ids": pa.array(input_ids, IDS),
+        "labels": pa.array(labels, IDS),
+        "answer_bytes": pa.array(sizes, pa.int32()),
+    }
+    if references:
+        columns["reference"] = pa.array(texts, pa.string())
+    return pa.table(columns)
+
+
+def _last_answer(row: Encoded, tokenizer: Any, max_length: int) -> str | None:
+    end = max((i + 1 for i, answer in enumerate(row.answer) if answer), default=0)
+    start = next((i + 1 for i in reversed(range(end)) if not row.answer[i]), 0)
+    return tokenizer.decode(row.input_ids[start:end], skip_special_tokens=True) if start < max_length else None
 
 
 def prompt_and_answer(row: Row, layout: Layout) -> tuple[str, str]:
@@ -149,17 +166,23 @@ def _predicted_bytes(ids: Sequence[int], answer: Sequence[bool], tokenizer: Any)
 
 def _customary_start(tokenizer: Any) -> list[int]:
     """Give the tokens that the tokenizer puts before any text: BOS, CLS or none."""
+    return _around(tokenizer)[0]
+
+
+def closing_tokens(tokenizer: Any) -> int:
+    """Count the tokens that the tokenizer puts after any text: SEP, EOS or none."""
+    return len(_around(tokenizer)[1])
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     whole, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     at = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return list(whole[:at])
+    return list(whole[:at]), list(whole[at + len(plain) :])
 
 
 def _encode_chats(rows: Sequence[Row], numbers: Sequence[int], tokenizer: Any) -> Iterator[Encoded]:
     if tokenizer.chat_template is None:
-        raise SourceError(
-            "data: the rows are conversations, but the model's tokenizer has no chat template; "
-            "take an instruct model, or data with prompt and completion"
-        )
+        raise SourceError(NO_TEMPLATE)
     encode = _encode_marked if _GENERATION.search(tokenizer.get_chat_template()) else _encode_chat
     for row, number in zip(rows, numbers, strict=True):
         try:

@@ -1,24 +1,32 @@
-"""The bare training loop: AdamW on the adapter, a schedule over the whole horizon, one seed for everything random."""
+"""The bare training loop: a recipe's steps on the adapter, a schedule over the whole horizon, one seed for everything
+random."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from autopeft.errors import TrialError
+from autopeft.recipe import OPTIMIZERS, rate_at
+from autopeft.records import Recipe
+from autopeft.trial.allocation import allocation, prune
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import tensors_of
 
 Batch = Mapping[str, torch.Tensor]
 
-WARMUP = 0.06
-"""Fraction of the steps over which the learning rate rises; it falls linearly to 0 after (Hu et al. 2021)."""
 CLIP_NORM = 1.0
+_IGNORED = -100  # the label of what is not trained on
+
+# On a CPU there is nothing to page, and the moments are plain ones.
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +40,32 @@ class Training:
     losses: tuple[float, ...]
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Give the learning rate of a step as a fraction of the peak.
+def make_optimizer(recipe: Recipe, trained: Sequence[torch.nn.Parameter]) -> Any:
+    """Make the optimiser of a recipe."""
+    optimizer = OPTIMIZERS[recipe.optimizer]
+    module, _, name = optimizer.entry.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    return kind(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **optimizer.options)
 
-    >>> rate_at(0, 100), rate_at(5, 100), rate_at(100, 100)
-    (0.16666666666666666, 1.0, 0.0)
+
+def shares_of(parts: Sequence[Batch]) -> list[float]:
+    """Give what each part of a batch weighs: its share of the labels, for a loss is the mean over those of its part.
+
+    >>> shares_of([{"labels": torch.tensor([1, 2, 3])}, {"labels": torch.tensor([4])}])
+    [0.75, 0.25]
     """
-    warm = max(1, math.ceil(WARMUP * steps))
-    return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    if len(parts) == 1:
+        return [1.0]
+    counts = [int((part["labels"] != _IGNORED).sum()) for part in parts]
+    return [count / sum(counts) for count in counts]
 
 
 def train(
     adapted: Any,
     *,
-    batch_at: Callable[[int], Batch],
+    parts_at: Callable[[int], Sequence[Batch]],
     steps: int,
-    learning_rate: float,
+    recipe: Recipe,
     seed: int,
     device: str,
     measured_step: int,
@@ -56,7 +74,8 @@ def train(
 
     Args:
         adapted: A PEFT model whose trained parameters require gradients.
-        batch_at: Step -> batch, on the device.
+        parts_at: Step -> the parts of its batch, on the device; their gradients add up to that of the whole.
+        recipe: Rate, schedule and optimiser; its rows and lengths are `parts_at`'s affair.
         measured_step: On CPU, the step whose tensors are counted; the one with the largest batch has the peak.
 
     Raises:
@@ -65,30 +84,40 @@ def train(
     trained = [p for p in adapted.parameters() if p.requires_grad]
     kept_types = [p.dtype for p in trained]
     # Half-precision parameters (norms, heads) are trained in fp32, as the adapters are; the base computes as it is.
-    mixed = any(p.dtype in (torch.bfloat16, torch.float16) for p in adapted.parameters())
+    half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     for parameter in trained:
         parameter.data = parameter.data.float()
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer, rate = make_optimizer(recipe, trained), recipe.learning_rate
+    # fp16 has no room for small gradients (arXiv:1710.03740); with any other type the scaler does nothing.
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half is torch.float16)
     torch.manual_seed(seed)
     adapted.train()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     losses: list[float] = []
+    allocate = allocation(adapted, steps=steps)
     peak, start = 0, time.monotonic()
 
     def one_step(step: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate_at(step, steps)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=mixed):
-            loss = adapted(**batch_at(step)).loss
-        loss.backward()
+            group["lr"] = rate * rate_at(step, steps, recipe)
+        parts, total = parts_at(step), 0.0
+        for part, share in zip(parts, shares_of(parts), strict=True):
+            with torch.autocast(torch.device(device).type, dtype=half or torch.bfloat16, enabled=half is not None):
+                loss = adapted(**part).loss
+            loss = loss if share == 1.0 else loss * share
+            scaler.scale(loss).backward()
+            total += loss.item()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
+        allocate(step)
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise TrialError(f"the loss is {losses[-1]} at step {step}; the learning rate {learning_rate:.2e} diverges")
+        losses.append(total)
+        if not math.isfinite(total):
+            raise TrialError(f"the loss is {total} at step {step}; the learning rate {rate:.2e} diverges")
 
     for step in range(steps):
         if step == measured_step and not cuda:
@@ -98,10 +127,11 @@ def train(
         else:
             one_step(step)
     if not all(bool(torch.isfinite(p).all()) for p in trained):
-        raise TrialError(f"the adapter is not a number at the end; the learning rate {learning_rate:.2e} diverges")
+        raise TrialError(f"the adapter is not a number at the end; the learning rate {rate:.2e} diverges")
     # As they will be saved and loaded: what is judged is what the user gets.
     for parameter, kept in zip(trained, kept_types, strict=True):
         parameter.data = parameter.data.to(kept)
+    prune(adapted)
     adapted.eval()
     return Training(
         peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else peak,

@@ -8,42 +8,39 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
-from autopeft.records import AdapterPlan, Measurement, WorkUnit
-from autopeft.trial.adapters import Resident, save_adapter
-from autopeft.trial.batches import train_batch
+from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
+from autopeft.trial.adapters import save_adapter
+from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
+from autopeft.trial.batches import train_parts
 from autopeft.trial.evaluate import evaluate
-from autopeft.trial.model import ModelSource, checksum, load_base
+from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
+from autopeft.trial.model import ModelSource, checksum, load_base, load_tokenizer
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.train import train
 
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """A loaded base model, and the checksum that it must have after every trial."""
-
-    resident: Resident
-    checksum: str
+SAMPLE = 8
+"""Batches that an adapter may look at before it is trained."""
 
 
 class TrialWorker:
-    """A Runner: trains adapters on one resident base a bit-width.
+    """A Runner: trains adapters on one resident base a format.
 
     Args:
         run_dir: The run directory; holds the prepared data, takes the adapters. All workers must see it.
         source: Fields of the ModelSource.
         head: Top-level module -> parameters of a new task head.
         metric: The metric that is the quality.
-        batch_size: Rows an optimiser step.
         data_seed: Seed of the order of the data and of the new head, the same for all trials.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         threads: CPU threads of this worker.
+        memory_share: Share of the device's memory that this worker may use.
     """
 
     def __init__(
@@ -53,10 +50,10 @@ class TrialWorker:
         source: Mapping[str, Any],
         head: Mapping[str, int],
         metric: str,
-        batch_size: int,
         data_seed: int,
         device: str = "auto",
         threads: int | None = None,
+        memory_share: float = 1.0,
     ) -> None:
         self._run_dir = Path(run_dir)
         if not (self._run_dir / "request.yaml").is_file():
@@ -67,8 +64,10 @@ class TrialWorker:
         self._head, self._metric, self._seed = dict(head), metric, data_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")
-        self._batch_size = batch_size
-        self._bases: dict[int, _Base] = {}
+        judges_texts = "reference" in self._data.validation.column_names
+        self._tokenizer = load_tokenizer(self._source.path) if judges_texts else None
+        room = int(ROOM_FOR_BASES * memory_share * capacity_bytes(self._device))
+        self._bases = Bases(self._load, limit_bytes=room, device=self._device)
 
     def run(self, unit: WorkUnit) -> Measurement:
         """Train, judge and save one candidate; the base is bit for bit what it was, or is loaded anew.
@@ -78,19 +77,29 @@ class TrialWorker:
             OutOfMemoryTrialError: If the device's memory did not hold it.
         """
         assert unit.plan is not None
-        try:
-            base = self._base(unit.plan.bits)
-            measurement, changed = self._train_and_clean(unit, base)
-        except torch.OutOfMemoryError as error:
-            peak = torch.cuda.max_memory_reserved() if self._device.startswith("cuda") else 0
-            raise OutOfMemoryTrialError(str(error).splitlines()[0], peak_bytes=peak) from error
-        if changed:
-            raise TrialError(f"{unit.plan.method} changed the frozen base model; its result is not to be trusted")
-        return measurement
+        result = self._attempt(unit)
+        if isinstance(result, OutOfMemoryTrialError) and self._bases.drop_others(unit.plan.base):
+            # The other bases took room; only without them is it the candidate that needs too much.
+            result = self._attempt(unit)
+        if isinstance(result, OutOfMemoryTrialError):
+            raise result
+        return result
 
-    def _train_and_clean(self, unit: WorkUnit, base: _Base) -> tuple[Measurement, bool]:
-        """Train, and take the adapter off whatever happened; tells also whether the base was changed."""
+    def _attempt(self, unit: WorkUnit) -> Measurement | OutOfMemoryTrialError:
+        try:
+            return self._train_and_clean(unit)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            told = OutOfMemoryTrialError(str(error).splitlines()[0], peak_bytes=in_use_bytes(self._device))
+        # Only here are the frames of the error gone, and with them the tensors of the step.
+        self._free()
+        return told
+
+    def _train_and_clean(self, unit: WorkUnit) -> Measurement:
+        """Train, and take the adapter off whatever happened; a base that was changed is given up."""
         assert unit.plan is not None
+        base = self._bases.get(unit.plan.base)
         changed = True
         try:
             measurement = self._train(unit, base)
@@ -100,32 +109,48 @@ class TrialWorker:
                 changed = checksum(base.resident.model) != base.checksum
             finally:
                 if changed:
-                    del self._bases[unit.plan.bits]
-                gc.collect()
-                if self._device.startswith("cuda"):
-                    torch.cuda.empty_cache()
-        return measurement, changed
+                    self._bases.drop(unit.plan.base)
+                self._free()
+        if changed:
+            raise TrialError(f"{unit.plan.method} changed the frozen base model; its result is not to be trusted")
+        return measurement
 
-    def _train(self, unit: WorkUnit, base: _Base) -> Measurement:
+    def _free(self) -> None:
+        gc.collect()
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _train(self, unit: WorkUnit, base: Base) -> Measurement:
         assert unit.plan is not None
+        recipe = unit.plan.recipe
+        if recipe.packing and not base.keeps_texts_apart:
+            raise TrialError("packing: this model lets the texts of a row see each other; search without it")
         torch.manual_seed(unit.seed)
-        adapted = base.resident.attach(unit.plan, task=self._source.task, head=self._head, base=self._source.path)
-        batches = [
-            train_batch(self._data, step, batch_size=self._batch_size, seed=self._seed) for step in range(unit.steps)
-        ]
+        batches = [train_parts(self._data, step, recipe=recipe, seed=self._seed) for step in range(unit.steps)]
+        adapted = base.resident.attach(
+            unit.plan,
+            task=self._source.task,
+            head=self._head,
+            base=self._source.path,
+            sample=[{n: t.to(self._device) for n, t in part.items()} for parts in batches[:SAMPLE] for part in parts],
+        )
         # The first step has no optimiser state yet, so the peak is among the others.
-        sizes = [batch["input_ids"].numel() if step or unit.steps == 1 else 0 for step, batch in enumerate(batches)]
+        sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
+        later = [size if step or unit.steps == 1 else 0 for step, size in enumerate(sizes)]
         training = train(
             adapted,
-            batch_at=lambda step: {name: tensor.to(self._device) for name, tensor in batches[step].items()},
+            parts_at=lambda step: [{n: t.to(self._device) for n, t in part.items()} for part in batches[step]],
             steps=unit.steps,
-            learning_rate=unit.plan.learning_rate,
+            recipe=recipe,
             seed=unit.seed,
             device=self._device,
-            measured_step=sizes.index(max(sizes)),
+            measured_step=later.index(max(later)),
         )
+        base.resident.settle(adapted)
+        # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
+        others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
         start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, device=self._device)
+        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())
@@ -133,10 +158,10 @@ class TrialWorker:
         return Measurement(
             quality=metrics[self._metric],
             trainable_params=unit.plan.adapter_params + head_params,
-            memory_bytes=training.peak_bytes,
+            memory_bytes=training.peak_bytes - others,
             memory_kind=training.memory_kind,
             head_params=head_params,
-            reserved_bytes=training.reserved_bytes,
+            reserved_bytes=max(0, training.reserved_bytes - others),
             adapter_bytes=adapter_bytes,
             steps=unit.steps,
             train_seconds=training.seconds,
@@ -153,22 +178,10 @@ class TrialWorker:
         partial = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
         for old in (folder, partial):
             shutil.rmtree(old, ignore_errors=True)
-        about = {"source": asdict(self._source), "bits": plan.bits, "head_seed": self._seed, "plan": plan.to_dict()}
+        about = {"source": asdict(self._source), "head_seed": self._seed, "plan": plan.to_dict()}
         size = save_adapter(adapted, partial, about=about)
         partial.replace(folder)
         return size
 
-    def _base(self, bits: int) -> _Base:
-        """Give the resident base of a bit-width; on a GPU one at a time, so that the others take no memory."""
-        if bits not in self._bases:
-            if self._device.startswith("cuda"):
-                self._bases.clear()
-                gc.collect()
-                torch.cuda.empty_cache()
-            model = load_base(self._source, bits=bits, device=self._device, seed=self._seed)
-            self._bases[bits] = _Base(Resident(model), checksum(model))
-            # The collection after each trial took half a second, nearly all of it to look at what stays for good: the
-            # libraries and the base. A base that is dropped needs no collection, as nothing in it refers in a circle.
-            gc.collect()
-            gc.freeze()
-        return self._bases[bits]
+    def _load(self, base: BaseFormat) -> Any:
+        return load_base(self._source, base, device=self._device, seed=self._seed)

@@ -7,31 +7,55 @@ from itertools import product
 import bitsandbytes as bnb
 import pytest
 import torch
+from configurations import EVERYWHERE, MAY_REST
 from families import batch_of
 
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
-from autopeft.records import Candidate
-from autopeft.space import settings_of
+from autopeft.problem import plan_of, unfit
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.adapters import Resident
-from autopeft.trial.model import checksum, load_base, tensors_of
+from autopeft.trial.compose import plain_name
+from autopeft.trial.model import DTYPES, checksum, load_base, tensors_of
 from autopeft.trial.train import train
 
-PAIRS = [("llama", "causal-lm"), ("llama", "text-classification"), ("bert", "text-classification")]
+PAIRS = [
+    ("llama", "causal-lm"),
+    ("llama", "text-classification"),
+    ("bert", "text-classification"),
+    ("t5", "seq2seq-lm"),
+    ("bart", "seq2seq-lm"),
+]
+SMALL = {
+    "gaussian": {"method": "lora", "lora.rank": 4, "lora.init": "gaussian", "lora.bias": "linears"},
+    "shira": {"shira.rank": 2},
+    "miss": {"miss.rank": 8},
+    "bat": {"method": "miss", "miss.rank": 8, "miss.form": "bat"},
+    "fourierft": {"fourierft.coefficients": 50},
+}
+"""Those whose own defaults do not fit such small weights, and a variant."""
 CONFIGURATIONS = {
     "lora": {"lora.rank": 4},
     "dora": {"lora.rank": 4, "lora.dora": True},
     "rslora": {"lora.rank": 4, "lora.rslora": True, "lora.dropout": 0.1},
     **{name: {} for name in METHODS if name != "lora"},
+    **SMALL,
 }
-CASES = [(*pair, name, bits) for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))]
+CASES = [
+    (*pair, name, bits)
+    for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))
+    if name in (*EVERYWHERE, "dora", "rslora") or pair == PAIRS[-1]
+]
+
+
+def candidate_for(name, bits):
+    method = "lora" if name in ("dora", "rslora") else name
+    return Candidate({"method": method, **CONFIGURATIONS[name], "bits": bits})
 
 
 def plan_for(name, bits, anatomy):
-    method = METHODS["lora" if name in ("dora", "rslora") else name]
-    candidate = Candidate({"method": method.name, "bits": bits, **CONFIGURATIONS[name]})
-    if method.refuses(settings_of(candidate, method.name), bits, anatomy):
-        pytest.skip("refused")
+    candidate = candidate_for(name, bits)
+    if reason := unfit(candidate, anatomy):
+        pytest.skip(reason)
     return plan_of(candidate, anatomy)
 
 
@@ -47,16 +71,17 @@ def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits
         start = {n: p.detach().float().clone() for n, p in adapted.named_parameters() if p.requires_grad}
         training = train(
             adapted,
-            batch_at=lambda step: batch_of(task),
+            parts_at=lambda step: [batch_of(task)],
             steps=4,
-            learning_rate=plan.learning_rate,
+            recipe=plan.recipe,
             seed=0,
             device="cpu",
             measured_step=1,
         )
         after = dict(adapted.named_parameters())
         assert all(torch.isfinite(p).all() for p in after.values())
-        assert all(not torch.equal(after[n].float(), start[n]) for n in start if after[n].dtype == torch.float32)
+        moving = [n for n in start if after[n].dtype == torch.float32 and not any(rests in n for rests in MAY_REST)]
+        assert all(not torch.equal(after[n].float(), start[n]) for n in moving)
         assert training.losses[-1] < training.losses[0]
         assert training.peak_bytes > sum(t.untyped_storage().nbytes() for t in copies.values())
     finally:
@@ -70,7 +95,7 @@ def test_a_short_training_goes_well_and_leaves_no_trace(family, task, name, bits
 
 def dense_twin(quantised, source):
     """Load the base in 32 bits and give it the weights that the quantised one stands for."""
-    dense = load_base(source, bits=32, device="cpu")
+    dense = load_base(source, BaseFormat(32), device="cpu")
     replaced = 0
     for name, module in quantised.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -99,25 +124,35 @@ def gradients(resident, plan, anatomy):
         torch.manual_seed(5)
         out = adapted(**batch_of(anatomy.task))
         out.loss.backward()
-        return out.logits.detach(), {n: p.grad.clone() for n, p in trained.items()}
+        # A bias of a quantised linear stands beside it; by its plain name it is the same.
+        return out.logits.detach(), {plain_name(n): p.grad.clone() for n, p in trained.items()}
     finally:
         resident.detach()
 
 
+FORMATS = {
+    "int8": BaseFormat(8),
+    "nf4": BaseFormat(4),
+    "nf4 plain": BaseFormat(4, double_quant=False),
+    "fp4": BaseFormat(4, "fp4"),
+    "fp4 plain": BaseFormat(4, "fp4", double_quant=False),
+}
+
+
 @pytest.mark.parametrize(("family", "task"), PAIRS)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task, bits, source_of, anatomy_of):
+@pytest.mark.parametrize("form", FORMATS)
+def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task, form, source_of, anatomy_of):
     """On CPU both dequantise to fp32 and multiply in fp32, so only the order of the sums may differ.
 
     A relative error of 1e-4 in the norm of each tensor is some hundred roundings of fp32 (6e-8), and far below what a
     wrong scale or a repacked weight gives (of order 1).
     """
-    anatomy, source = anatomy_of(family, task), source_of(family, task)
-    quantised = load_base(source, bits=bits, device="cpu")
+    anatomy, source, bits = anatomy_of(family, task), source_of(family, task), FORMATS[form].bits
+    quantised = load_base(source, FORMATS[form], device="cpu")
     twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
     compared = 0
     for name in CONFIGURATIONS:
-        if name == "dora" and bits == 8:
+        if unfit(candidate_for(name, bits), anatomy):
             continue
         plan = plan_for(name, bits, anatomy)
         logits, grads = gradients(resident, plan, anatomy)
@@ -127,7 +162,7 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
         for parameter, dense in dense_grads.items():
             assert (grads[parameter] - dense).norm() <= 1e-4 * dense.norm() + 1e-8, (name, parameter)
         compared += 1
-    assert compared == len(CONFIGURATIONS) - (bits == 8)
+    assert compared > len(CONFIGURATIONS) / 2
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
@@ -136,7 +171,9 @@ def test_quantising_changes_the_linears_of_the_layers_and_nothing_else(family, t
     for bits, kind in ((8, bnb.nn.Linear8bitLt), (4, bnb.nn.Linear4bit)):
         model = resident_of(family, task, bits).model
         found = {n for n, m in model.named_modules() if isinstance(m, kind)}
-        assert {x.name for x in anatomy.linears} <= found
+        # transformers keeps the last linear of T5's feed-forward in fp32, whose values overflow in fewer bits.
+        kept = ".wo" if family == "t5" else "none"
+        assert {x.name for x in anatomy.linears if not x.name.endswith(kept)} <= found
         assert not any(name.split(".")[0] in (*anatomy.head, "lm_head") for name in found)
         for module in model.modules():
             assert not getattr(module, "support_avx512bf16_for_cpu", False)
@@ -145,6 +182,29 @@ def test_quantising_changes_the_linears_of_the_layers_and_nothing_else(family, t
 def test_a_base_of_16_bits_computes_in_bfloat16(resident_of):
     model = resident_of("llama", "causal-lm", 16).model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_each_format_of_4_bits_is_another_base_of_the_size_that_it_says(source_of):
+    source = source_of("llama", "causal-lm")
+    found = {}
+    for name, form in FORMATS.items():
+        model = load_base(source, form, device="cpu")
+        layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+        found[name] = checksum(model)
+        assert bool(layers) == (form.bits == 4)
+        assert {m.weight.quant_state.quant_type for m in layers} <= {form.quant_type}
+        assert {m.weight.quant_state.nested for m in layers} <= {form.double_quant}
+        assert load_base(source, form, device="cpu").get_memory_footprint() == model.get_memory_footprint()
+    assert len(set(found.values())) == len(FORMATS)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_a_base_holds_what_is_not_quantised_in_the_type_that_it_computes_in(bits, name, source_of):
+    model = load_base(source_of("llama", "causal-lm"), BaseFormat(bits, compute_dtype=name), device="cpu")
+    floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    assert floats == {DTYPES[name]}
+    assert {m.compute_dtype for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)} <= {DTYPES[name]}
 
 
 def test_the_new_head_is_the_same_whatever_the_bits(resident_of):

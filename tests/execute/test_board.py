@@ -54,6 +54,35 @@ def test_a_lost_unit_comes_first_again_and_then_fails() -> None:
     assert outcome.reason == "worker died 2 times: ModuleNotFoundError: no module"
 
 
+@pytest.mark.parametrize(
+    ("text", "kernel"), [("1 worker(s) were killed due to the node running low on memory.", 0), ("", 1)]
+)
+def test_a_unit_whose_workers_are_killed_for_want_of_memory_is_infeasible(text: str, kernel: int) -> None:
+    kills = 7  # of others, before
+    board = Board(max_restarts=5, count_kills=lambda: kills)
+    board.submit(unit(0))
+    for key in "ab":  # tried once more only, whatever other deaths it may survive
+        assert board.take(key) is not None
+        kills += kernel
+        board.lose(key, text)
+    (outcome,) = board.collect(1)
+    assert outcome.state == "infeasible"
+    assert outcome.reason.startswith("out of memory: its worker died 2 times, killed for want of memory")
+    assert outcome.exhausted_bytes > 0
+
+
+def test_a_kill_for_want_of_memory_explains_one_death() -> None:
+    kills = 0
+    board = Board(capacity=2, max_restarts=0, count_kills=lambda: kills)
+    for trial, key in enumerate("ab"):
+        board.submit(unit(trial))
+        board.take(key)
+    kills = 1
+    board.lose("a", "")
+    board.lose("b", "")
+    assert [o.state for o in board.collect(1)] == ["infeasible", "failed"]
+
+
 def test_asking_waits_while_there_is_nothing_at_all() -> None:
     board = Board()
     threading.Timer(0.1, board.submit, [unit(0)]).start()

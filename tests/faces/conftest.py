@@ -47,6 +47,12 @@ def llama_folder(source_of: Callable[[str, str], ModelSource], tmp_path_factory:
 
 
 @pytest.fixture(scope="session")
+def t5_folder(source_of: Callable[[str, str], ModelSource], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small T5 with its tokenizer."""
+    return _with_tokenizer(source_of("t5", "seq2seq-lm"), tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="session")
 def fruits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts with labels."""
     return write_jsonl(fruit_rows(60), tmp_path_factory.mktemp("data") / "fruits.jsonl")

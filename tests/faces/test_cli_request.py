@@ -212,9 +212,14 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_methods_are_listed_with_what_they_can(cli: Cli) -> None:
     from autopeft.methods import METHODS
 
-    ended = cli("methods", "--json")
-    assert [method["name"] for method in json.loads(ended.out)] == list(METHODS)
-    assert all(name in cli("methods").out for name in METHODS)
+    listed = json.loads(cli("methods", "--json").out)
+    assert [method["name"] for method in listed["offered"]] == list(METHODS)
+    assert all(method["settings"] == dict(METHODS[method["name"]].settings) for method in listed["offered"])
+    shown = cli("methods").out
+    assert all(name in shown for name in METHODS)
+    for method in listed["not offered"]:
+        assert method["reason"]
+        assert method["title"] in shown
 
 
 def test_spaces_are_listed_with_their_files(cli: Cli) -> None:

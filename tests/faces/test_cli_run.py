@@ -138,7 +138,7 @@ def test_estimate_trains_nothing_and_counts_as_the_real_model(
             base=BaseFormat(32),
             recipe=Recipe(0.0),
         )
-        resident = Resident(load_base(source, bits=32, device="cpu"))
+        resident = Resident(load_base(source, BaseFormat(32), device="cpu"))
         adapted = build_unchecked(resident, plan, source.task, info["anatomy"]["head"], monkeypatch)
         assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == row["trainable_params"]
 

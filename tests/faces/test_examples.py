@@ -98,3 +98,21 @@ def test_generate_text_searches_prompts_and_answers(llama_folder: Path, tmp_path
     result = ap.Result(tmp_path / "run")
     assert len(result.records) == 2
     assert result.info.objectives[0]["unit"] == "bits"
+
+
+@pytest.mark.parametrize("metric", ["loss", "chrf"])
+def test_rewrite_text_searches_sources_and_targets(
+    t5_folder: Path, tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"source": row["text"], "target": f"it is a {row['label']}"} for row in fruit_rows(60)]
+    for split, part in {"train": rows[:42], "validation": rows[42:51], "test": rows[51:]}.items():
+        write_jsonl(part, data / f"{split}.jsonl")
+    monkeypatch.setenv("METRIC", metric)
+    settings = "--executor local --steps 2 --eval-rows 9 --budget none"
+    run_script("rewrite_text.sh", t5_folder, data, tmp_path / "run", folder=tmp_path, settings=settings)
+    result = ap.Result(tmp_path / "run")
+    assert len(result.records) == 2
+    assert result.info.request["metric"] == metric
+    assert all(metric in r.measurement.metrics for r in result.records if r.measurement)

@@ -80,9 +80,8 @@ def test_pairs_of_sentences_are_read(cli: Cli, small: dict[str, Any], tmp_path: 
     assert "text_pair from sentence2" in ended.err
 
 
-@pytest.mark.parametrize("form", ["text", "prompt", "instruction", "messages"])
-def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, form: str) -> None:
-    asked, rows = "what is it ?", []
+def _answers(form: str) -> list[dict[str, Any]]:
+    asked, rows = "what is it ?", list[dict[str, Any]]()
     for row in fruit_rows(60):
         said = f"it is a {row['label']}"
         rows.append(
@@ -98,10 +97,20 @@ def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, 
                 },
             }[form]
         )
-    model = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    return rows
+
+
+def _with_chat_template(folder: Path, copy: Path) -> Path:
+    model = Path(shutil.copytree(folder, copy))
     config = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT_TEMPLATE}))
-    data = write_jsonl(rows, tmp_path / "answers.jsonl")
+    return model
+
+
+@pytest.mark.parametrize("form", ["text", "prompt", "instruction", "messages"])
+def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, form: str) -> None:
+    model = _with_chat_template(llama_folder, tmp_path / "model")
+    data = write_jsonl(_answers(form), tmp_path / "answers.jsonl")
     fields = {**SMALL, "model": model, "data": data, "max_length": 32, "trials": 1}
     ended = cli("search", *options(fields), "--out", tmp_path / "run")
     assert ended.code == 0, ended.err
@@ -109,6 +118,83 @@ def test_answers_are_learned_from(cli: Cli, llama_folder: Path, tmp_path: Path, 
     measured = ap.Result(tmp_path / "run").records[0].measurement
     assert measured is not None
     assert {"loss", "perplexity", "bits_per_byte", "token_accuracy"} <= set(measured.metrics)
+
+
+@pytest.mark.parametrize("form", ["prompt", "instruction", "messages"])
+def test_an_encoder_decoder_learns_targets_of(cli: Cli, t5_folder: Path, tmp_path: Path, form: str) -> None:
+    model = _with_chat_template(t5_folder, tmp_path / "model")
+    data = write_jsonl(_answers(form), tmp_path / "answers.jsonl")
+    fields = {**SMALL, "model": model, "data": data, "max_length": 32, "trials": 4, "space": "default"}
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "read as seq2seq-lm" in ended.err
+    result = ap.Result(tmp_path / "run")
+    assert result.info.objectives[0]["unit"] == "nats"
+    for record in result.records:
+        assert record.measurement is not None
+        assert set(record.measurement.metrics) == {"loss", "perplexity", "bits_per_byte", "token_accuracy"}
+    loaded = result.best().load()
+    assert type(loaded.get_base_model()).__name__ == "T5ForConditionalGeneration"
+
+
+@pytest.mark.parametrize("folder", ["t5_folder", "llama_folder"])
+def test_generated_text_is_judged_when_asked_for(
+    cli: Cli, folder: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    data = write_jsonl(_answers("prompt"), tmp_path / "answers.jsonl")
+    fields = {
+        **SMALL, "model": request.getfixturevalue(folder), "data": data, "max_length": 32, "trials": 2,
+        "metric": "rouge_l", "generate_rows": 4,
+    }  # fmt: skip
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "generated greedily for 4 of 6 validation rows" in ended.err
+    for record in ap.Result(tmp_path / "run").records:
+        assert record.measurement is not None
+        assert record.measurement.quality == record.measurement.metrics["rouge_l"] >= 0
+        assert {"loss", "exact_match", "bleu", "chrf"} <= set(record.measurement.metrics)
+
+
+@pytest.mark.parametrize(
+    ("folder", "form", "given", "code", "says"),
+    [
+        ("t5_folder", "text", [], 4, "A text alone has no target for an encoder-decoder"),
+        ("t5_folder", "prompt", ["--task", "causal-lm"], 4, "no causal-lm form of; it has"),
+        ("t5_folder", "prompt", ["--metric", "accuracy"], 2, "'accuracy' is not for seq2seq-lm; choose one of loss"),
+        ("t5_folder", "prompt", ["--task", "text-classification"], 4, "needed are text and label"),
+        ("llama_folder", "prompt", ["--task", "seq2seq-lm"], 4, "no seq2seq-lm form of; it has text-classification"),
+        ("llama_folder", "text", ["--metric", "bleu"], 4, "a text alone has no prompt to answer"),
+        ("t5_folder", "messages", [], 4, "no chat template"),
+        ("t5_folder", "prompt", ["--generate-rows", "0"], 2, "generate_rows"),
+    ],
+)
+def test_what_a_model_cannot_answer_is_refused(
+    cli: Cli,
+    folder: str,
+    form: str,
+    given: list[str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    data = write_jsonl(_answers(form), tmp_path / "answers.jsonl")
+    fields = {**SMALL, "model": request.getfixturevalue(folder), "data": data}
+    ended = cli("search", *options(fields), *given, "--out", tmp_path / "run")
+    assert ended.code == code, ended.err
+    assert says in " ".join(ended.err.split())
+
+
+def test_an_encoder_decoder_still_classifies(cli: Cli, small: dict[str, Any], t5_folder: Path, tmp_path: Path) -> None:
+    rows = [{**row, "text": f"{row['text']} </s>"} for row in fruit_rows(60)]
+    data = write_jsonl(rows, tmp_path / "fruits.jsonl")
+    fields = {**small, "model": t5_folder, "data": data, "trials": 1}
+    ended = cli("search", *options(fields), "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert "read as text-classification" in ended.err
+    ended = cli("search", *options(fields), "--metric", "rouge_l", "--out", tmp_path / "other")
+    assert ended.code == 2
+    assert "'rouge_l' is not for text-classification" in ended.err
 
 
 def test_messages_without_a_chat_template_are_refused(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def bert(n_layers: int = 6, width: int = 384, wide: int = 1536, labels: int = 10
         n_layers=n_layers,
         linears=describe_linears(shapes),
         norms=tuple(norms),
-        prompt=PromptShape(width, n_layers, width, 1),
+        prompt=PromptShape(width, n_layers, width),
         head={"classifier": (width + 1) * labels},
     )
 
@@ -57,7 +57,7 @@ def llama(n_layers: int = 28) -> Anatomy:
         norms += [Norm(f"{stem}.{p}_layernorm", i, 3072) for p in ("input", "post_attention")]
     return Anatomy(
         model_type="llama", task="causal-lm", base_params=3_212_749_824, n_layers=n_layers,
-        linears=describe_linears(shapes), norms=tuple(norms), prompt=PromptShape(3072, n_layers, 1024, 1), head={},
+        linears=describe_linears(shapes), norms=tuple(norms), prompt=PromptShape(3072, n_layers, 1024), head={},
         dtype_bits=16,
     )  # fmt: skip
 

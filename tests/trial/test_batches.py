@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from autopeft.trial.batches import collate, evaluation_batches, train_batch
+from autopeft.records import Recipe
+from autopeft.trial.batches import collate, evaluation_batches, rows_by_length, train_parts
 from autopeft.trial.prepared import Prepared, fingerprint
 
 
@@ -25,13 +26,18 @@ def make_prepared(n=10, task="causal-lm") -> Prepared:
     return Prepared("x", task, table, table, None, (), 9, 128, {}, (), fingerprint(tables, ()))
 
 
+def train_batch(prepared, step, *, rows, seed):
+    (batch,) = train_parts(prepared, step, recipe=Recipe(1.0, batch_size=rows), seed=seed)
+    return batch
+
+
 def rows_of(batch):
     return [int(ids[0]) // 100 for ids in batch["input_ids"]]
 
 
 def test_every_pass_reads_every_row_once_in_its_own_order():
     prepared = make_prepared()
-    read = [row for step in range(20) for row in rows_of(train_batch(prepared, step, batch_size=3, seed=1))]
+    read = [row for step in range(20) for row in rows_of(train_batch(prepared, step, rows=3, seed=1))]
     assert len(read) == 60
     passes = [read[i : i + 10] for i in range(0, 60, 10)]
     assert all(sorted(order) == list(range(10)) for order in passes)
@@ -40,17 +46,17 @@ def test_every_pass_reads_every_row_once_in_its_own_order():
 
 def test_a_batch_depends_on_seed_and_step_alone():
     prepared = make_prepared()
-    late = train_batch(prepared, 7, batch_size=4, seed=3)
+    late = train_batch(prepared, 7, rows=4, seed=3)
     for step in range(7):
-        train_batch(prepared, step, batch_size=4, seed=3)
-    again = train_batch(prepared, 7, batch_size=4, seed=3)
+        train_batch(prepared, step, rows=4, seed=3)
+    again = train_batch(prepared, 7, rows=4, seed=3)
     assert all(torch.equal(late[name], again[name]) for name in late)
-    others = [rows_of(train_batch(prepared, 7, batch_size=4, seed=seed)) for seed in range(5)]
+    others = [rows_of(train_batch(prepared, 7, rows=4, seed=seed)) for seed in range(5)]
     assert len({tuple(order) for order in others}) > 1
 
 
 def test_a_batch_larger_than_the_data():
-    batch = train_batch(make_prepared(n=3), 0, batch_size=8, seed=0)
+    batch = train_batch(make_prepared(n=3), 0, rows=8, seed=0)
     assert sorted(Counter(rows_of(batch)).values()) == [2, 3, 3]
 
 
@@ -82,3 +88,35 @@ def test_long_rows_go_in_smaller_batches():
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [
         (1, 10), (1, 9), (1, 8), (1, 7), (2, 6), (3, 4), (1, 1),
     ]  # fmt: skip
+
+
+def test_source_and_target_are_padded_apart():
+    ids, labels = [[1, 2, 3], [4]], [[5], [6, 7, 8, 9]]
+    batch = collate(pa.table({"row": [1, 2], "input_ids": ids, "labels": labels}), [0, 1], pad_id=0, multiple_of=2)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[5, -100, -100, -100], [6, 7, 8, 9]]
+
+
+def test_long_targets_go_in_smaller_batches_too():
+    table = pa.table({"row": [1, 2, 3], "input_ids": [[1]] * 3, "labels": [[1] * 6, [1] * 4, [1]]})
+    prepared = Prepared("x", "seq2seq-lm", table, table, None, (), 9, 128, {}, (), "")
+    batches = list(evaluation_batches(prepared, "validation", batch_size=4, max_tokens=8))
+    assert [tuple(batch["labels"].shape) for batch in batches] == [(1, 6), (2, 4)]
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(8, [1, 5, 2]), (2, [1, 2, 2, 1, 2])])
+def test_rows_of_one_length_share_a_batch(batch_size, sizes):
+    lengths = [3, 3, 2, 3, 9, 2, 3, 3]
+    groups = list(rows_by_length(lengths, batch_size=batch_size, equal=True))
+    assert [len(group) for group in groups] == sizes
+    assert all(len({lengths[i] for i in group}) == 1 for group in groups)
+    assert sorted(i for group in groups for i in group) == list(range(8))
+
+
+def test_a_source_keeps_its_end_where_a_candidate_cuts_it_and_a_target_does_not():
+    table = pa.table({"row": [1], "input_ids": [[5, 6, 7, 8, 1]], "labels": [[4, 5, 6, 1]], "answer_bytes": [9]})
+    prepared = Prepared("x", "seq2seq-lm", table, table, None, (), 0, 128, {}, (), "", closing=1)
+    (batch,) = train_parts(prepared, 0, recipe=Recipe(1.0, batch_size=1, max_length=3), seed=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 1]]
+    assert batch["labels"].tolist() == [[4, 5, 6]]

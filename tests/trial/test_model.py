@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import PAIRS
+from families import CONFIGS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LEDConfig
 
 from autopeft.errors import SourceError
-from autopeft.trial.model import ModelSource, checksum, load_base, load_config, position_limit, read_anatomy
+from autopeft.records import BaseFormat
+from autopeft.trial.model import (
+    ModelSource,
+    answering_task,
+    checksum,
+    load_base,
+    load_config,
+    position_limit,
+    read_anatomy,
+)
 
 
 def model_of(*tensors):
@@ -66,14 +76,14 @@ def test_the_checksum_is_the_same_in_every_process():
 def test_loading_twice_gives_one_checksum(family, task, bits, source_of):
     source = source_of(family, task)
     torch.manual_seed(bits)
-    one = checksum(load_base(source, bits=bits, device="cpu"))
+    one = checksum(load_base(source, BaseFormat(bits), device="cpu"))
     torch.manual_seed(bits + 1)
-    assert checksum(load_base(source, bits=bits, device="cpu")) == one
+    assert checksum(load_base(source, BaseFormat(bits), device="cpu")) == one
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_scales_of_quantised_weights_are_in_the_checksum(bits, source_of):
-    model = load_base(source_of("llama", "causal-lm"), bits=bits, device="cpu")
+    model = load_base(source_of("llama", "causal-lm"), BaseFormat(bits), device="cpu")
     before = checksum(model)
     weight = model.model.layers[1].mlp.up_proj.weight
     with torch.no_grad():
@@ -83,7 +93,7 @@ def test_the_scales_of_quantised_weights_are_in_the_checksum(bits, source_of):
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 def test_the_base_is_frozen_and_in_eval_mode(family, task, source_of):
-    model = load_base(source_of(family, task), bits=32, device="cpu")
+    model = load_base(source_of(family, task), BaseFormat(32), device="cpu")
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -105,9 +115,30 @@ def test_a_model_without_its_weights_is_refused(source_of, tmp_path):
     config = load_config(source_of("bert", "text-classification"))
     config.save_pretrained(tmp_path)
     with pytest.raises(SourceError, match="cannot read the folder"):
-        load_base(ModelSource(str(tmp_path), "text-classification", ("a", "b")), bits=32, device="cpu")
+        load_base(ModelSource(str(tmp_path), "text-classification", ("a", "b")), BaseFormat(32), device="cpu")
 
 
 def test_the_positions_of_a_model_are_its_limit(source_of):
     assert position_limit(source_of("bert", "text-classification").path) == 64
     assert position_limit(source_of("t5", "text-classification").path) is None
+    assert position_limit(source_of("bart", "seq2seq-lm").path) == 64
+
+
+def test_a_limit_on_either_side_is_one_on_both(tmp_path):
+    LEDConfig(max_encoder_position_embeddings=4096, max_decoder_position_embeddings=32).save_pretrained(tmp_path)
+    assert position_limit(str(tmp_path)) == 32
+
+
+def test_an_encoder_decoder_answers_from_sequence_to_sequence(source_of):
+    assert answering_task(source_of("t5", "seq2seq-lm").path) == "seq2seq-lm"
+    assert answering_task(source_of("bart", "seq2seq-lm").path) == "seq2seq-lm"
+    assert answering_task(source_of("llama", "causal-lm").path) == "causal-lm"
+    assert answering_task(source_of("bert", "text-classification").path) == "causal-lm"
+
+
+def test_a_decoder_that_does_not_know_how_to_begin_is_refused(tmp_path):
+    config = CONFIGS["t5"]()
+    config.decoder_start_token_id = None
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="has no decoder_start_token_id"):
+        load_config(ModelSource(str(tmp_path), "seq2seq-lm"))

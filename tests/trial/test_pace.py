@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from families import PAIRS
 
+from autopeft.records import BaseFormat
 from autopeft.trial.model import read_anatomy
 from autopeft.trial.pace import seconds_per_flop, write_stand_in
 
@@ -24,4 +25,4 @@ def test_the_stand_in_has_layers_of_the_same_shapes(family, task, source_of, ana
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_it_is_timed_at_every_bit_width(bits, source_of):
-    assert 0 < seconds_per_flop(source_of("llama", "causal-lm"), bits=bits, rows=2, length=8, device="cpu") < 1
+    assert 0 < seconds_per_flop(source_of("llama", "causal-lm"), BaseFormat(bits), rows=2, length=8, device="cpu") < 1

@@ -20,7 +20,7 @@ SHARED = Path(__file__).parents[2] / "../shared/data"
 MODEL = SHARED / "stories260k-llama-hf"
 pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="the folder ../shared/data is not here")
 
-_, MESSAGES, PAIR, INSTRUCTION, TEXT = LAYOUTS
+MESSAGES, PAIR, INSTRUCTION, TEXT = (layout for layout in LAYOUTS if layout.task == "causal-lm")
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ from torch import nn
 
 from autopeft.errors import TrialError
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.recipe import rate_at
+from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base, read_anatomy, tensors_of
-from autopeft.trial.train import CLIP_NORM, rate_at, train
+from autopeft.trial.train import CLIP_NORM, train
 
 
 class _Toy(nn.Module):
@@ -27,12 +28,12 @@ class _Toy(nn.Module):
         return type("Out", (), {"loss": self._loss(self.weight, scale)})
 
 
-def run(model, *, steps=5, rate=0.1, measured=1, scale=lambda step: 1.0):
+def run(model, *, steps=5, rate=0.1, measured=1, scale=lambda step: 1.0, **recipe):
     return train(
         model,
-        batch_at=lambda step: {"scale": torch.tensor(scale(step))},
+        parts_at=lambda step: [{"scale": torch.tensor(scale(step))}],
         steps=steps,
-        learning_rate=rate,
+        recipe=Recipe(rate, **recipe),
         seed=0,
         device="cpu",
         measured_step=measured,
@@ -57,14 +58,14 @@ def test_training_equals_plain_adamw_with_the_same_schedule():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 100, 1000])
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing(steps):
-    rates = [rate_at(step, steps) for step in range(steps)]
+    rates = [rate_at(step, steps, Recipe(1.0)) for step in range(steps)]
     peak = rates.index(max(rates))
     assert rates[peak] == 1.0
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert peak <= max(1, math.ceil(0.06 * steps))
-    assert rate_at(steps, steps) == 0
+    assert rate_at(steps, steps, Recipe(1.0)) == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -106,7 +107,7 @@ def test_half_precision_is_trained_in_fp32_and_given_back_as_it_was():
 @pytest.fixture(scope="module")
 def bert_run(tmp_path_factory):
     source = pretrained("bert", "text-classification", tmp_path_factory.mktemp("bert"))
-    return Resident(load_base(source, bits=32, device="cpu")), read_anatomy(source)
+    return Resident(load_base(source, BaseFormat(32), device="cpu")), read_anatomy(source)
 
 
 def batch(rows, length=12):
@@ -123,9 +124,9 @@ def trained(bert_run, *, rows=4, seed=0, length=12, measured=1, values=None, ste
     try:
         return train(
             adapted,
-            batch_at=lambda step: batch(rows, length),
+            parts_at=lambda step: [batch(rows, length)],
             steps=steps,
-            learning_rate=1e-3,
+            recipe=Recipe(1e-3),
             seed=seed,
             device="cpu",
             measured_step=measured,
@@ -169,13 +170,13 @@ def test_a_training_that_fails_midway_leaves_the_base_clean(bert_run):
     plan = plan_of(Candidate({"method": "lora", "bits": 32, "lora.rank": 4}), anatomy)
     adapted = resident.attach(plan, task="text-classification", head=anatomy.head)
 
-    def batch_at(step):
+    def parts_at(step):
         if step == 2:
             raise RuntimeError("lost the data")
-        return batch(4)
+        return [batch(4)]
 
     with pytest.raises(RuntimeError, match="lost the data"):
-        train(adapted, batch_at=batch_at, steps=4, learning_rate=1e-3, seed=0, device="cpu", measured_step=1)
+        train(adapted, parts_at=parts_at, steps=4, recipe=Recipe(1e-3), seed=0, device="cpu", measured_step=1)
     resident.detach()
     assert checksum(resident.model) == before
     assert not any("lora" in name for name, _ in resident.model.named_modules())

@@ -1,0 +1,15 @@
+"""Which adapters can be folded into the weights of their base."""
+
+from __future__ import annotations
+
+from autopeft.methods import METHODS
+from autopeft.records import AdapterPlan
+
+
+def why_unmergeable(plan: AdapterPlan) -> str:
+    """Say why an adapter cannot be folded into the weights; "" if it can."""
+    if not METHODS[plan.method].mergeable:
+        return "it acts on what passes through the model, not on its weights"
+    if any(part.get("new") for part in plan.configs):
+        return "this architecture has no place for the biases that were added to it"
+    return ""

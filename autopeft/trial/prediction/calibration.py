@@ -1,0 +1,274 @@
+"""What traces teach of a structure: linear fits, by layer, of what is kept, saved and held on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.records import AdapterPlan
+from autopeft.trial.prediction.sites import Adapted, Features, Sites, prompt_of
+from autopeft.trial.prediction.trace import MemoryTrace
+
+Sample = tuple[Features, int, Mapping[str, float]]
+"""Features, rows of the batch, and quantities in bytes by name."""
+
+_UNSEEN = 1e-6
+"""Share of a sample that lies outside of all that was fitted, from which on it counts as something new."""
+
+
+class Run(NamedTuple):
+    """What was traced, with how many rows in a batch, and the trace of one step."""
+
+    plan: AdapterPlan
+    rows: int
+    trace: MemoryTrace
+
+
+class NewError(Exception):
+    """Something that no sample of a fit had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A least-squares fit of bytes to features, each of which counts with and, if `by_rows`, without the batch's rows.
+
+    Attributes:
+        columns: Feature -> its first column.
+        names: The quantities that are fitted.
+        scale: ``(columns,)``: largest value of each, so that what is not told apart is shared out evenly.
+        weights: ``(columns, quantities)``: bytes.
+        seen: ``(rank, columns)``: an orthonormal basis of the scaled samples.
+    """
+
+    columns: Mapping[str, int]
+    names: tuple[str, ...]
+    scale: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    seen: NDArray[np.float64]
+    by_rows: bool
+
+    @classmethod
+    def to(cls, samples: Sequence[Sample], *, by_rows: bool = True) -> Fit:
+        """Fit samples; the quantities of each are those of the first."""
+        width = 2 if by_rows else 1
+        features = dict.fromkeys(name for given, _, _ in samples for name in given)
+        columns = {name: width * i for i, name in enumerate(features)}
+        names = tuple(samples[0][2]) if samples else ()
+        matrix = np.zeros((len(samples), width * len(columns)))
+        for line, (given, rows, _) in zip(matrix, samples, strict=True):
+            _fill(line, columns, given, rows, by_rows=by_rows)
+        scale = np.maximum(np.abs(matrix).max(axis=0, initial=0.0), 1e-12)
+        target = np.array([[sizes[name] for name in names] for _, _, sizes in samples]).reshape(
+            len(samples), len(names)
+        )
+        left, values, basis = np.linalg.svd(matrix / scale, full_matrices=False)
+        rank = int((values > 1e-10 * values.max(initial=0.0)).sum())
+        solution = basis[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
+        return cls(columns, names, scale, solution / scale[:, None], basis[:rank], by_rows)
+
+    def at(self, features: Features, rows: int) -> NDArray[np.float64]:
+        """Give the bytes of each quantity, ``(quantities,)``.
+
+        Raises:
+            NewError: If the features are no combination of those that were fitted.
+        """
+        if any(name not in self.columns for name in features):
+            raise NewError
+        line = np.zeros(len(self.scale))
+        _fill(line, self.columns, features, rows, by_rows=self.by_rows)
+        scaled = line / self.scale
+        outside = scaled - self.seen.T @ (self.seen @ scaled)
+        if np.linalg.norm(outside) > _UNSEEN * np.linalg.norm(scaled):
+            raise NewError
+        found: NDArray[np.float64] = line @ self.weights
+        return found
+
+
+def _fill(
+    line: NDArray[np.float64], columns: Mapping[str, int], features: Features, rows: int, *, by_rows: bool
+) -> None:
+    for name, value in features.items():
+        line[columns[name]] = value
+        if by_rows:
+            line[columns[name] + 1] = value * rows
+
+
+class _Share(NamedTuple):
+    """A layer's trained parameters with the optimiser's state; what its forward pass leaves for its backward pass; what
+    stays of it after; and what it holds at most on the way there and back."""
+
+    kept: float
+    saved: float
+    left: float
+    forward: float
+    backward: float
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What was learnt of a structure.
+
+    What a layer holds on the way is fitted part by part of its passes: each is linear, the largest of them is not.
+
+    Attributes:
+        runs: What was traced.
+    """
+
+    sites: Sites
+    runs: list[Run] = field(default_factory=list)
+    _fits: dict[str, Fit] = field(default_factory=dict)
+    _shares: dict[tuple[object, ...], _Share] = field(default_factory=dict)
+
+    def learn(self, runs: Iterable[Run]) -> None:
+        """Learn from more traces."""
+        self.runs += runs
+        samples: dict[str, list[Sample]] = {
+            name: [] for name in ("layer", "entry", "missing", "loss", "static", "trained")
+        }
+        lowest: list[tuple[Features, Features, int, int]] = []
+        for run in self.runs:
+            self._read(run, samples, lowest)
+        samples["layer"] = _aligned(samples["layer"])
+        self._fits = {name: Fit.to(found, by_rows=name not in _BY_PLAN) for name, found in samples.items()}
+        for features, first, rows, size in lowest:
+            try:
+                whole = self._fits["layer"].at(features, rows)[1]
+            except NewError:
+                continue
+            samples["missing"].append((first, rows, {"missing": whole - size}))
+        self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
+        self._shares.clear()
+
+    def _read(
+        self, run: Run, samples: Mapping[str, list[Sample]], lowest_layers: list[tuple[Features, Features, int, int]]
+    ) -> None:
+        plan, rows, trace = run
+        step, wide = trace.step, prompt_of(plan)
+        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
+        samples["entry"].append((_entry(begin, wide), rows, {"entry": held}))
+        above = sum(layer.left for layer in step.layers[begin:])
+        for i, layer in enumerate(step.layers[begin:], begin):
+            above -= layer.left
+            features = self._features(i, adapted, wide)
+            if i == begin:
+                # It may have a part of a graph only, and nothing below has saved its input.
+                lowest_layers.append((features, self._first(plan, adapted, rows), rows, layer.saved))
+            else:
+                base = step.before + held
+                quantities = {"kept": layer.kept, "saved": layer.saved, "left": layer.left}
+                quantities |= {f"forward {name}": size - base for name, size in layer.forward.items()}
+                base += layer.saved + above
+                quantities |= {f"backward {name}": size - base for name, size in layer.backward.items()}
+                samples["layer"].append((features, rows, quantities))
+            held += layer.saved
+        known = _plan_features(plan, trace.trained_params, self.sites)
+        kept = sum(layer.kept for layer in step.layers)
+        samples["static"].append((known["static"], rows, {"static": step.after - kept}))
+        trained = {"waiting": step.waiting, "optimizer": step.optimizer_peak - step.after}
+        samples["trained"].append((known["trained"], rows, trained))
+        samples["loss"].append((_constant(wide), rows, {"loss": step.loss_peak - step.before - held}))
+
+    def peak(self, plan: AdapterPlan, trained: int, rows: int) -> int:
+        """Give the peak in bytes.
+
+        Args:
+            trained: Scalars that are trained, a head's included.
+
+        Raises:
+            NewError: If the plan has something that no trace had.
+        """
+        if not self._fits:
+            raise NewError
+        wide = prompt_of(plan)
+        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        shares = [self._share(i, adapted, wide, rows) for i in range(self.sites.count)]
+        known = _plan_features(plan, trained, self.sites)
+        static = self._one("static", known["static"], rows) + sum(share.kept for share in shares)
+        waiting, optimizer = self._fits["trained"].at(known["trained"], rows)
+        held = self._one("entry", _entry(begin, wide), rows)
+        above = sum(share.left for share in shares[begin:])
+        most = 0.0
+        for i, share in enumerate(shares[begin:], begin):
+            above -= share.left
+            most = max(most, held + share.forward)
+            held += share.saved
+            if i == begin:
+                held -= self._one("missing", self._first(plan, adapted, rows), rows)
+            most = max(most, held + above + share.backward)
+        most = max(most, held + self._one("loss", _constant(wide), rows))
+        return round(static + max(waiting + most, optimizer))
+
+    def _one(self, name: str, features: Features, rows: int) -> float:
+        return float(self._fits[name].at(features, rows)[0])
+
+    def _begin(self, plan: AdapterPlan) -> int:
+        """Give the lowest layer that has a graph."""
+        return min(self.sites.whole_from(plan), *self.sites.adapted(plan), self.sites.count)
+
+    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: int) -> Features:
+        """Tell where the graph of the lowest layer begins; what it does not save is activations, so many a row."""
+        begin = self._begin(plan)
+        if self.sites.whole_from(plan) <= begin or begin not in adapted:
+            return {name: size * rows for name, size in {"whole": 1.0, **prompt_of(plan)}.items()}
+        return {self.sites.first(adapted[begin]): float(rows)}
+
+    def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
+        return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
+
+    def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: int) -> _Share:
+        """Give a layer's bytes; layers adapted alike are counted once."""
+        own = adapted.get(layer, {})
+        key = (self.sites.stacks[layer], rows, tuple(own.items()), tuple(wide.values()))
+        if key not in self._shares:
+            fit = self._fits["layer"]
+            found = dict(zip(fit.names, fit.at(self._features(layer, adapted, wide), rows).tolist(), strict=True))
+            kept, saved, left = found.pop("kept"), found.pop("saved"), found.pop("left")
+            forward = max(size for name, size in found.items() if name.startswith("forward"))
+            backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)
+            self._shares[key] = _Share(kept, saved, left, forward, backward)
+        return self._shares[key]
+
+
+_BY_PLAN = ("static", "trained")
+"""Fits of what does not depend on the batch: what is held between two steps beside `kept`; and gradients that wait
+while the last part of a batch runs, and what the optimiser holds."""
+
+
+def _aligned(samples: Sequence[Sample]) -> list[Sample]:
+    """Give every sample all quantities: where a module has no adapter, what its parts would hold is what it holds."""
+    names = list(dict.fromkeys(name for _, _, sizes in samples for name in sizes))
+    return [(features, rows, {name: _nearest(name, sizes) for name in names}) for features, rows, sizes in samples]
+
+
+def _nearest(name: str, sizes: Mapping[str, float]) -> float:
+    """Give what is known of a part of a pass, or of the module that it is in, or of the pass's end."""
+    phase, _, part = name.partition(" ")
+    while f"{phase} {part}" not in sizes and part:
+        part = part.rpartition(".")[0]
+    return sizes.get(f"{phase} {part}" if " " in name else name, 0.0)
+
+
+def _entry(begin: int, wide: Features) -> Features:
+    """Of what is kept of all below the lowest layer that has a graph; nothing is below the first but the embedding."""
+    return {"above" if begin > 0 else "bottom": 1.0, **wide}
+
+
+def _constant(wide: Features) -> Features:
+    return {"1": 1.0, **wide}
+
+
+def _plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str, Features]:
+    static: dict[str, float] = {"1": 1.0}
+    static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
+    for part, config in enumerate(plan.configs):
+        # One size for all modules: of frozen projections that they share.
+        if "r" in config and "rank_pattern" not in config:
+            static[f"r {part}"] = float(config["r"])
+    if prompt_of(plan):
+        static["params"] = float(trained)
+    return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}

@@ -1,0 +1,145 @@
+"""Where a plan adapts a model, layer by layer, as numbers that memory depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.records import AdapterPlan
+
+Adapted = Mapping[str, int]
+"""The adapted sites of one layer and their sizes. A site is a name in `plan.sizes` without the index of its layer."""
+Features = Mapping[str, float]
+
+TOKENS, WIDTH = "num_virtual_tokens", "encoder_hidden_size"
+# Fields of configurations that say where an adapter is and how large, but do not change its structure.
+_SPREAD = frozenset(
+    [
+        *("target_modules", "feedforward_modules", "r", "lora_alpha", "alpha", "use_rslora", "n_frequency"),
+        *("sites", "biases", "new", TOKENS, WIDTH),
+    ]
+)
+# Modules of a layer that read the same input, by kind.
+_SHARES_INPUT = {"query": "attention", "key": "attention", "value": "attention", "qkv": "attention"} | dict.fromkeys(
+    ("gate", "up", "router"), "feed-forward"
+)
+
+
+def structure_of(plan: AdapterPlan) -> tuple[Any, ...]:
+    """Give what plans have in common that differ in places, sizes, rows of a batch and rates only.
+
+    A rate, such as that of dropout, counts as on or off.
+    """
+    kept = [
+        (part, name, repr(value > 0 if isinstance(value, float) else value))
+        for part, config in enumerate(plan.configs)
+        for name, value in config.items()
+        if name not in _SPREAD and not name.endswith("_pattern")
+    ]
+    recipe = plan.recipe
+    accumulates = recipe.gradient_accumulation_steps > 1
+    loop = accumulates, recipe.gradient_checkpointing, recipe.optimizer, recipe.max_length, recipe.packing
+    return plan.base, loop, tuple(sorted(kept))
+
+
+def prompt_of(plan: AdapterPlan) -> Features:
+    """Give the sizes of a plan's virtual tokens; empty where it has none."""
+    for config in plan.configs:
+        if TOKENS in config:
+            tokens, width = float(config[TOKENS]), float(config.get(WIDTH) or 0)
+            return {"tokens": tokens, "width": width, "tokens by width": tokens * width}
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Where a model can be adapted.
+
+    Attributes:
+        layers: Stack and index in it -> layer.
+        order: Linear's or norm's site -> its place in the order of computation.
+        inputs: Linear's site -> the input that it reads; modules that read the same share what is saved of it.
+        passed: Module outside the layers -> how many layers lie before it.
+        stacks: The stack of each layer.
+    """
+
+    layers: Mapping[tuple[str, int], int]
+    order: Mapping[str, int]
+    inputs: Mapping[str, str]
+    passed: Mapping[str, int]
+    stacks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, anatomy: Anatomy) -> Sites:
+        """Read them off an anatomy."""
+        reads = {linear.name: _SHARES_INPUT.get(linear.kind, linear.kind) for linear in anatomy.linears}
+        names = [*reads, *(norm.name for norm in anatomy.norms if norm.layer is not None)]
+        places = {name: place for name in names if (place := place_of(name)) is not None}
+        layers = number_layers(places.values())
+        order: dict[str, int] = {}
+        inputs: dict[str, str] = {}
+        for name, place in places.items():
+            site = f"{place.stack}:{place.rest}"
+            order.setdefault(site, len(order))
+            if name in reads:
+                inputs[site] = f"{place.stack}:{place.rest.rpartition('.')[0]}:{reads[name]}"
+        passed, before = {}, 0
+        for norm in anatomy.norms:
+            if norm.layer is None:
+                passed[norm.name] = before
+            else:
+                before = norm.layer + 1
+        stacks = [stack for (stack, _), _ in sorted(layers.items(), key=lambda item: item[1])]
+        return cls(layers, order, inputs, passed, tuple(stacks))
+
+    @property
+    def count(self) -> int:
+        """How many layers there are."""
+        return len(self.stacks)
+
+    def place(self, name: str) -> tuple[int, str] | None:
+        """Give the layer and the site of a name in `plan.sizes`; None outside the layers."""
+        place = place_of(name)
+        layer = None if place is None else self.layers.get((place.stack, place.index))
+        return None if place is None or layer is None else (layer, f"{place.stack}:{place.rest}")
+
+    def adapted(self, plan: AdapterPlan) -> dict[int, dict[str, int]]:
+        """Sort a plan's sizes by layer."""
+        layers: dict[int, dict[str, int]] = {}
+        for name, size in plan.sizes.items():
+            if (found := self.place(name)) is not None:
+                layers.setdefault(found[0], {})[found[1]] = size
+        return layers
+
+    def whole_from(self, plan: AdapterPlan) -> int:
+        """Give the layer from which on all lie above an adapter outside the layers; their count if there is none."""
+        if prompt_of(plan):
+            return 0
+        outside = [self.passed.get(_module(name), 0) for name in plan.sizes if self.place(name) is None]
+        return min(outside, default=self.count)
+
+    def first(self, adapted: Adapted) -> str:
+        """Give the input that an adapted layer reads first: its graph begins there if it is the lowest."""
+        return self.input(min(adapted, key=lambda site: self.order.get(_module(site), 0)))
+
+    def input(self, site: str) -> str:
+        """Give the input that is read at a site; adapters that are no linear's have their own."""
+        return self.inputs.get(site, site)
+
+    def features(self, stack: str, adapted: Adapted) -> dict[str, float]:
+        """Give a layer as numbers: which inputs an adapter reads, which sites have one, and their sizes."""
+        features: dict[str, float] = {stack: 1.0}
+        for site, size in adapted.items():
+            features[self.input(site)] = 1.0
+            features[f"on {site}"] = 1.0
+            features[f"size {site}"] = size
+        return features
+
+
+def _module(site: str) -> str:
+    """Give a site or name without what stands for an adapter or a parameter of it, such as ".bias"."""
+    for ending in (".bias", ".serial", ".parallel"):
+        site = site.removesuffix(ending)
+    return site

@@ -1,0 +1,195 @@
+"""The memory predictor against traces that it has not seen, and against trainings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from autopeft.anatomy import Anatomy
+from autopeft.methods import METHODS
+from autopeft.records import AdapterPlan, BaseFormat, Recipe
+from autopeft.trial.adapters import Resident
+from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config, read_anatomy
+from autopeft.trial.prediction import MemoryPredictor, trace_peak
+from autopeft.trial.prediction.sites import structure_of
+from autopeft.trial.train import train
+from tests.families import LABELS, batch_of
+
+LENGTH, ROWS = 64, 6
+SHAPE: dict[str, Any] = {"vocab_size": 512}
+WIDE = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 6, **SHAPE}
+FAMILIES = {
+    "llama": lambda: transformers.LlamaConfig(**WIDE, num_key_value_heads=2, intermediate_size=512, pad_token_id=0),
+    "bert": lambda: transformers.BertConfig(**WIDE, intermediate_size=512),
+    "gpt2": lambda: transformers.GPT2Config(
+        n_embd=256, n_layer=6, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE
+    ),
+    "t5": lambda: transformers.T5Config(
+        d_model=256, d_kv=64, d_ff=512, num_layers=4, num_heads=4, pad_token_id=0, decoder_start_token_id=0, **SHAPE
+    ),
+}
+TASKS = {"llama": "causal-lm", "gpt2": "causal-lm", "bert": "text-classification", "t5": "text-classification"}
+UPPER = {"0-3": 0, "4-5": 1}
+
+
+def read(family: str, folder: Path) -> tuple[Any, Anatomy]:
+    """Give a model of narrow layers: large enough that layers weigh more than the rounding of small tensors."""
+    task: Any = TASKS[family]
+    FAMILIES[family]().save_pretrained(folder)
+    source = ModelSource(str(folder), task, LABELS if task == "text-classification" else ())
+    return load_config(source), read_anatomy(source)
+
+
+def plan_of(
+    method: str, anatomy: Anatomy, bits: int = 16, recipe: Recipe | None = None, **settings: Any
+) -> AdapterPlan:
+    build = METHODS[method].build(settings, anatomy)
+    recipe = recipe or Recipe(1e-3, batch_size=ROWS)
+    return AdapterPlan(method, dict(build.sizes), dict(build.config), build.params, BaseFormat(bits), recipe)
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """Give a model, and a predictor that the tests of this module teach."""
+    config, anatomy = read(request.param, tmp_path_factory.mktemp(request.param))
+    return config, anatomy, MemoryPredictor(config, anatomy, length=LENGTH)
+
+
+def check(predictor: MemoryPredictor, plan: AdapterPlan, *, within: float = 0.02, rows: int | None = None) -> None:
+    """Compare an answer, that must need no more traces than its structure's, with the trace of two steps."""
+    predictor.calibrate([plan])
+    made = predictor.traces
+    answer = predictor.peak(plan, rows=rows)
+    assert predictor.traces == made
+    assert answer == pytest.approx(predictor.trace(plan, rows=rows).peak_bytes, rel=within), plan.method
+
+
+def test_answers_are_those_of_the_trace(known: tuple[Any, ...]) -> None:
+    _, anatomy, predictor = known
+    check(predictor, plan_of("lora", anatomy, rank=16))
+    check(predictor, plan_of("lora", anatomy, rank=4, share={"query": 1, "down": 0.5}), rows=9)
+    check(predictor, plan_of("lora", anatomy, rank={"0-1": 0, "2-5": 8}))
+    check(predictor, plan_of("ia3", anatomy, layers=UPPER))
+    check(predictor, plan_of("ln_tuning", anatomy, layers=UPPER, outer=False))
+    check(predictor, plan_of("prompt_tuning", anatomy, tokens=8), rows=9)
+    check(predictor, plan_of("p_tuning", anatomy, tokens=12, width=96))
+
+
+def test_answers_hold_on_gpt2(tmp_path: Path) -> None:
+    config, anatomy = read("gpt2", tmp_path)
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH)
+    check(predictor, plan_of("lora", anatomy, rank={"0-1": 0, "2-5": 8}))
+    check(predictor, plan_of("lora", anatomy, rank=4), rows=9)
+
+
+def test_an_encoder_and_a_decoder_are_traced(tmp_path: Path) -> None:
+    config, anatomy = read("t5", tmp_path)
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH)
+    check(predictor, plan_of("lora", anatomy, rank=4), within=0)
+    assert predictor.traces == 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "recipe"),
+    [
+        (16, Recipe(1e-3, batch_size=ROWS, gradient_checkpointing=True)),
+        (4, Recipe(1e-3, batch_size=ROWS, optimizer="adamw_8bit")),
+        (32, Recipe(1e-3, batch_size=2 * ROWS, gradient_accumulation_steps=2, packing=True)),
+    ],
+    ids=["checkpointed", "4 bits", "accumulated and packed"],
+)
+def test_answers_follow_the_recipe(bits: int, recipe: Recipe, tmp_path: Path) -> None:
+    config, anatomy = read("llama", tmp_path)
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH)
+    # What a layer holds while it is computed again, in its backward pass, is the least linear.
+    check(predictor, plan_of("lora", anatomy, bits, recipe, rank={"0-1": 0, "2-3": 4, "4-5": 32}), within=0.03)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}], ids=str
+)
+def test_trace_is_what_a_training_on_cpu_measures(settings: dict[str, Any], tmp_path: Path) -> None:
+    config, anatomy = read("llama", tmp_path)
+    recipe = Recipe(1e-3, batch_size=8, **settings)
+    plan = plan_of("lora", anatomy, 32, recipe, rank=4)
+    base = AUTO_CLASSES["causal-lm"].from_config(config, dtype=torch.float32).requires_grad_(False)
+    base.config.use_cache = False
+    adapted = Resident(base).attach(plan, task="causal-lm", head={})
+    parts = recipe.gradient_accumulation_steps
+    batches = [batch_of("causal-lm", rows=8 // parts, length=LENGTH)] * parts
+    batches[0]["attention_mask"][0, :2] = 0  # else no mask would be made
+    measured = train(
+        adapted, parts_at=lambda _: batches, steps=2, recipe=recipe, seed=0, device="cpu", measured_step=1
+    ).peak_bytes
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH, device="cpu")
+    # The loop's own scalars, and the batch, which lies in the data there.
+    assert predictor.trace(plan).peak_bytes == pytest.approx(measured, abs=2 * 3 * 8 * LENGTH * 8)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_every_method_is_traced_as_planned(bits: int, tmp_path: Path) -> None:
+    config, anatomy = read("bert", tmp_path)
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH)
+    for name, method in METHODS.items():
+        plan = plan_of(name, anatomy, bits)
+        if bits in method.bits and plan.adapter_params and not method.refuses({}, bits, anatomy):
+            trace = predictor.trace(plan)
+            assert trace.trained_params == plan.adapter_params + anatomy.head_params, name
+            assert trace.reserved_bytes >= trace.peak_bytes > trace.base_bytes, name
+
+
+def test_largest_batch_is_the_last_that_fits(known: tuple[Any, ...]) -> None:
+    _, anatomy, predictor = known
+    plan = plan_of("ia3", anatomy)
+    for rows in (1, 2, 7, 23):
+        limit = predictor.peak(plan, rows=rows)
+        assert predictor.largest_batch(plan, limit) == rows
+        assert predictor.largest_batch(plan, limit - 1) == rows - 1
+    assert predictor.largest_batch(plan, 2**40, most=100) == 100
+    assert predictor.reserved(plan) >= predictor.trace(plan).peak_bytes
+
+
+def test_a_part_of_a_batch_is_what_counts(known: tuple[Any, ...]) -> None:
+    _, anatomy, predictor = known
+    recipe = Recipe(1e-3, batch_size=24, gradient_accumulation_steps=5)
+    assert predictor.setup(plan_of("ia3", anatomy, recipe=recipe)).batch_size == 5
+    assert predictor.setup(plan_of("ia3", anatomy, recipe=replace(recipe, max_length=32))).length == 32
+
+
+def test_places_sizes_and_rates_are_no_structure_but_bits_and_variants_are(known: tuple[Any, ...]) -> None:
+    _, anatomy, _ = known
+    base = structure_of(plan_of("lora", anatomy, rank=8))
+    assert base == structure_of(plan_of("lora", anatomy, rank=2, share={"query": 1}, alpha="16"))
+    assert base == structure_of(plan_of("lora", anatomy, rank=8, recipe=Recipe(1e-4, batch_size=2)))
+    assert base != structure_of(plan_of("lora", anatomy, rank=8, dora=True))
+    assert base != structure_of(plan_of("lora", anatomy, 8, rank=8))
+    dropped = [structure_of(plan_of("lora", anatomy, rank=8, dropout=rate)) for rate in (0.05, 0.1)]
+    assert dropped[0] == dropped[1] != base
+
+
+def test_what_cannot_be_varied_is_traced_until_nothing_is_new(known: tuple[Any, ...]) -> None:
+    config, anatomy, _ = known
+    predictor = MemoryPredictor(config, anatomy, length=LENGTH)
+
+    def vera(rank: int, kinds: tuple[str, ...]) -> AdapterPlan:
+        targets = [linear.name for linear in anatomy.linears if linear.kind in kinds]
+        fields = {"peft_type": "VERA", "r": rank, "target_modules": targets}
+        plan = plan_of("ia3", anatomy)
+        return replace(plan, method="vera", sizes=dict.fromkeys(targets, rank), config=fields, adapter_params=0)
+
+    first = vera(8, ("query",))
+    traced = trace_peak(config, first, predictor.setup(first), task=anatomy.task).peak_bytes
+    assert predictor.peak(first) == traced
+    assert predictor.traces == 1
+    predictor.peak(vera(32, ("query",)))
+    assert predictor.traces == 2
+    answer = predictor.peak(vera(24, ("query",)))  # between two that are known
+    assert predictor.traces == 2
+    assert answer == pytest.approx(predictor.trace(vera(24, ("query",))).peak_bytes, rel=0.02)
+    predictor.peak(vera(8, ("query", "output")))
+    assert predictor.traces == 4
