@@ -169,7 +169,7 @@ ARCHITECTURES = {
         norms_in_layers=11,
         norms_outside=2,
         sizes={"query": (64, 64), "output": (64, 64)},
-        refused=_PREFIX,
+        refused=(*_PREFIX, "frod"),
     ),
     "mt5": Architecture(
         t.MT5Config(d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0),

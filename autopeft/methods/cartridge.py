@@ -30,6 +30,7 @@ METHOD = Method(
     allowed={"tokens": lambda value: is_count(value) and value != 1},
     build=build,
     refuses=refuses_prefix,
+    tasks=("text-classification", "causal-lm"),  # as prefix tuning: in an encoder-decoder PEFT splits it wrongly
     mergeable=False,
     starts_at_identity=False,
     reaches_kinds=False,

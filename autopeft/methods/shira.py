@@ -21,7 +21,7 @@ def trainable_params(fan_in: int, fan_out: int, *, rank: int) -> int:
 
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Train entries of every linear that is on."""
-    targets, rank = targets_of(settings, anatomy), one_size(settings, "rank", 32)
+    targets, rank = targets_of(settings, anatomy), one_size(settings, "rank", 8)
     config = {"peft_type": "SHIRA", "r": rank, "target_modules": names_of(targets)}
     params = sum(trainable_params(x.fan_in, x.fan_out, rank=rank) for x in targets)
     return Build({linear.name: rank for linear in targets}, params, config)
@@ -29,7 +29,7 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
     """It cannot train more entries than there are; PEFT has it for nn.Linear only."""
-    targets, rank = targets_of(settings, anatomy), one_size(settings, "rank", 32)
+    targets, rank = targets_of(settings, anatomy), one_size(settings, "rank", 8)
     for x in targets:
         if trainable_params(x.fan_in, x.fan_out, rank=rank) > x.fan_in * x.fan_out:
             return f"rank {rank} is more than all entries of {x.name}, {x.fan_out} x {x.fan_in}"

@@ -37,7 +37,7 @@ CONFIGURATIONS = {
     "mini": {"method": "miss", "miss.rank": 8, "miss.form": "mini", "miss.width": 8},
 }
 TOLERANCE = {"glora": 1e-6}
-"""GLoRA multiplies each weight with a vector, and where a loaded file lies in memory decides the order of that sum."""
+"""GLoRA multiplies each weight with a vector; the order of that sum depends on where a loaded file lies in memory."""
 SIBLINGS = [pair for pair in PAIRS if pair in (("llama", "causal-lm"), ("bert", "text-classification"))]
 
 

@@ -105,7 +105,7 @@ def test_a_step_moves_everything_trained_and_nothing_of_the_base(family, task, m
         adapted = resident.attach(plan_of(candidate, anatomy), task=task, head=anatomy.head)
         start = logits_of(adapted, task)
         if METHODS[method].starts_at_identity:
-            torch.testing.assert_close(start, logits, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(start, logits, rtol=1e-5, atol=5e-6)
         elif i == 0:  # in others a part of a hybrid may be off
             assert not torch.equal(start, logits)
         still = {n for n, p in adapted.named_parameters() if p.requires_grad}
