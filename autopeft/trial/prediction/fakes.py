@@ -15,10 +15,23 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from autopeft.trial.prediction.quantized import fake_weights
 
 
+class StorageFreeMode(FakeTensorMode):
+    """The mode of tensors without storage, of which there is one for all copies of a tensor.
+
+    PEFT copies a head that it trains. A copied tensor would take along a copy of its mode, and with it copies of the
+    weak references to storages that a mode keeps: bare pointers, which each copy would free again
+    (torch.multiprocessing.reductions.StorageWeakRef, PyTorch 2.13).
+    """
+
+    def __deepcopy__(self, memo: Any) -> StorageFreeMode:
+        """Give itself."""
+        return self
+
+
 @contextmanager
 def no_storage() -> Iterator[None]:
     """Make tensors without storage in this thread."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _stand_ins():
+    with StorageFreeMode(allow_non_fake_inputs=True), _stand_ins():
         yield
 
 
