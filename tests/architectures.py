@@ -149,7 +149,7 @@ ARCHITECTURES = {
         layers=4,
         norms_in_layers=10,
         norms_outside=2,
-        refused=(*_PROMPTS, "trainable_tokens", "frod"),
+        refused=(*_PROMPTS, "trainable_tokens"),
     ),
     "bart, seq2seq": Architecture(
         t.BartConfig(
@@ -169,7 +169,7 @@ ARCHITECTURES = {
         norms_in_layers=11,
         norms_outside=2,
         sizes={"query": (64, 64), "output": (64, 64)},
-        refused=(*_PREFIX, "frod"),
+        refused=_PREFIX,
     ),
     "mt5": Architecture(
         t.MT5Config(d_model=64, d_kv=24, d_ff=112, num_layers=2, num_heads=4, vocab_size=128, decoder_start_token_id=0),
@@ -231,7 +231,7 @@ ARCHITECTURES = {
         _LM,
         f"{_GATED} router",
         sizes={"gate": (64, 48), "up": (64, 48), "down": (48, 64), "router": (64, 1)},
-        refused=("road", "shira", "psoft", "osf", "supertuning"),
+        refused=("road", "shira", "osf", "supertuning"),
     ),
     "xlnet, no linears in attention": Architecture(
         t.XLNetConfig(d_model=64, n_layer=2, n_head=4, d_inner=112, vocab_size=128),

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from architectures import ARCHITECTURES
-from peft.tuners.frod.model import _category_from_key
 from peft.tuners.oft.layer import OFTLayer
 
 from autopeft.anatomy import Anatomy, Linear
 from autopeft.errors import RequestError
-from autopeft.methods import METHODS, c3a, frod, oft
+from autopeft.methods import METHODS, c3a, oft
 from autopeft.problem import bind_space, plan_of, unfit
 from autopeft.records import Candidate
 from autopeft.space_file import parse_space
-from autopeft.trial.model import ModelSource, read_anatomy
 
 
 def with_linear(anatomy, kind, fan_in, fan_out):
@@ -48,31 +45,11 @@ def test_the_block_of_c3a_is_the_largest_that_cuts_both_sides():
         ({"method": "boft", "boft.block": 8}, (100, 64), "blocks of 8 do not cut the 100 inputs"),
         ({"method": "boft", "boft.block": 8}, (100, 64), "; 4 cuts all"),
         ({"method": "road"}, (64, 33), "33, do not make pairs"),
-        ({"method": "psoft", "psoft.rank": 8}, (64, 5), "has 5 directions; 8 cannot be rotated"),
-        ({"method": "frod"}, (60, 64), "whose inputs differ"),
         ({"method": "trainable_tokens", "trainable_tokens.tokens": 5000}, (64, 64), "126 different tokens; 5000"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(values, shape, reason, llama):
     assert reason in unfit(Candidate(values), with_linear(llama, "query", *shape))
-
-
-def test_a_large_model_is_not_factorised_at_every_trial(llama):
-    wide = with_linear(llama, "router", 64, 64) if "router" in llama.kinds else llama
-    wide = replace(wide, linears=tuple(replace(x, fan_in=8192, fan_out=8192) for x in wide.linears))
-    assert "multiplications" in unfit(Candidate({"method": "frod"}), wide)
-
-
-@pytest.mark.parametrize("name", ["roberta", "bart", "modernbert", "gpt-neox", "qwen2-moe", "albert, shared layers"])
-def test_frod_knows_which_modules_share_a_basis(name, tmp_path):
-    architecture = ARCHITECTURES[name]
-    architecture.config.save_pretrained(tmp_path)
-    labels = ("a", "b") if architecture.task == "text-classification" else ()
-    names = [linear.name for linear in read_anatomy(ModelSource(str(tmp_path), architecture.task, labels)).linears]
-    for one in names:
-        for other in names:
-            same = _category_from_key(one) == _category_from_key(other)
-            assert (frod._role(one) == frod._role(other)) == same, (one, other)
 
 
 def test_coefficients_are_no_more_than_the_weight_has(llama):
@@ -92,7 +69,6 @@ def test_coefficients_are_no_more_than_the_weight_has(llama):
         ("waveft.scaling", 0),
         ("c3a.block", 0),
         ("road.variant", "3"),
-        ("frod.density", 1.5),
         ("cartridge.tokens", 1),
         ("adaption_prompt.top", 0),
         ("trainable_tokens.tokens", 0),

@@ -9,8 +9,6 @@ from autopeft.anatomy import Anatomy, Linear
 from autopeft.methods.linears import PLACES, PLACES_ALLOWED, PLACES_SPREAD, names_of, one_size, targets_of
 from autopeft.methods.method import Build, Method, Settings, is_amount, is_count, number
 
-PROJECTIONS = ("relu", "qr")
-
 
 def rank_at(linear: Linear, rank: int) -> int:
     """Give the rank at a linear: a subspace of its outputs has no more than these."""
@@ -32,7 +30,8 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
     config = {
         "peft_type": "DEFT",
         "r": rank,
-        "decomposition_method": str(settings.get("projection", "relu")),
+        # Not qr: its factors are unique up to signs, which other libraries choose otherwise, and are not saved.
+        "decomposition_method": "relu",
         "deft_dropout": number(settings.get("dropout"), 0.0),
         "target_modules": names_of(targets),
     }
@@ -48,13 +47,11 @@ METHOD = Method(
     learning_rate_source="as for LoRA",
     settings={
         "rank": "rank of the subspace, a whole number",
-        "projection": f"how the subspace is projected on: {', '.join(PROJECTIONS)}",
         "dropout": "dropout before the update",
         **PLACES,
     },
     allowed={
         "rank": is_count,
-        "projection": lambda value: value in PROJECTIONS,
         "dropout": lambda value: is_amount(value) and float(value) < 1,
         **PLACES_ALLOWED,
     },

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NotOffered:
-    """A method of PEFT that does not pass the contract.
+    """A method of PEFT, or an option of one that is offered, that does not pass the contract.
 
     Attributes:
         peft_type: Its name in PEFT.
         source: Where it comes from.
         reason: What of the contract it breaks.
+        option: The field and value of the method's configuration, where only that is not offered.
     """
 
     peft_type: str
     title: str
     source: str
     reason: str
+    option: str = ""
 
 
 NOT_OFFERED = (
@@ -50,13 +52,15 @@ NOT_OFFERED = (
         "ADAMSS",
         "AdaMSS",
         "PEFT's own documentation",
-        "how much it trains depends on a clustering of the weights, so that it is not known before they are read",
+        "it clusters the weights: how much it trains is not known before they are read, and when it is loaded on a base "
+        "of other bits the clusters are others",
     ),
     NotOffered(
         "LILY",
         "Lily",
-        "PEFT's own documentation",
-        "what it shares between layers goes by the end of a name; of modules that are named whole, it shares nothing",
+        "arXiv:2407.09946",
+        "its router takes the mean over all rows, so that an answer depends on what else is in the batch; and of modules "
+        "that are named whole it shares nothing",
     ),
     NotOffered(
         "SHADOW",
@@ -67,19 +71,61 @@ NOT_OFFERED = (
     NotOffered(
         "PSOFT",
         "PSOFT",
-        "openreview FSHrinMArK",
-        "what it rotates is decomposed anew when it is loaded, and another library's singular vectors have other signs",
+        "openreview:FSHrinMArK",
+        "what it rotates is decomposed anew when it is loaded, and another device's singular vectors have other signs",
     ),
     NotOffered(
-        "ADAMSS",
-        "AdaMSS",
-        "PEFT's own documentation",
-        "which outputs belong together is computed anew when it is loaded, and is another on a base of other bits",
+        "FROD",
+        "FRoD",
+        "doi:10.1609/aaai.v40i31.39813",
+        "it saves one factor of each weight and computes the other anew when it is loaded, from eigenvectors that have "
+        "other signs on another device",
     ),
     NotOffered(
-        "LILY",
-        "Lily",
-        "arXiv:2407.09946",
-        "its router takes the mean over all rows, so that an answer depends on what else is in the batch",
+        "DEFT",
+        "DEFT projected by QR",
+        "PEFT 0.21 (DeftConfig)",
+        "what stands in the subspace is trained for the signs of a decomposition that is done anew when it is loaded; "
+        "the other projection is offered",
+        "decomposition_method=qr",
+    ),
+    NotOffered(
+        "LORA",
+        "LoRA begun by LoftQ",
+        "arXiv:2310.08659",
+        "it puts weights that it has quantised itself into the base and saves none of them, and it does not begin on a "
+        "base that is quantised already",
+        "init_lora_weights=loftq",
+    ),
+    NotOffered(
+        "LORA",
+        "LoRA begun by CorDA",
+        "arXiv:2406.05223",
+        "it fails unless every weight was decomposed before with the covariance of its inputs, which takes square "
+        "matrices as large as the weights; eva begins with the inputs too and is offered",
+        "init_lora_weights=corda",
+    ),
+    NotOffered(
+        "LORA",
+        "LoRA begun by LoRA-GA",
+        "arXiv:2407.05000",
+        "it needs the gradient of every weight, the memory of full fine-tuning, and without one begins as plain LoRA "
+        "and says nothing",
+        "init_lora_weights=lora_ga",
+    ),
+    NotOffered(
+        "LORA",
+        "LoRA begun by MiCA",
+        "arXiv:2604.01694",
+        "it trains one of the two factors, so that it would be a method of its own with half the count",
+        "init_lora_weights=mica",
+    ),
+    NotOffered(
+        "LORA",
+        "LoRA with all biases",
+        "arXiv:2106.09685",
+        "PEFT trains the biases of the whole model in place; `lora.bias: linears` trains those of what is adapted, and "
+        "`lora+bitfit` those that the user chooses",
+        "bias=all",
     ),
 )

@@ -20,8 +20,6 @@ _METHODS = {
     "c3a": "adds to each weight circulant blocks, of which one row each is trained",
     "road": "rotates and scales the outputs of linear layers in pairs",
     "beft": "adds one trained vector to the outputs of each linear layer",
-    "frod": "trains the diagonal, and a few entries beside it, of each weight on a basis shared by its kind",
-    "psoft": "rotates and scales the principal directions of each weight by a trained small matrix",
     "cartridge": "trains a cache of keys and values that every layer reads as if it stood before the text",
     "adaption_prompt": "lets the attention of the top layers read trained tokens, through a gate that starts closed",
     "trainable_tokens": "trains the embeddings of the training data's most frequent tokens",

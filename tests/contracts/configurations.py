@@ -73,7 +73,7 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
         {"glora.weight": "vector", "glora.read": "vector", "glora.bias": "vector"},
         {"glora.weight": "constant", "glora.read": "none", "glora.bias": "none"},
     ],
-    "deft": [{"deft.rank": 4}, {"deft.rank": 99, "deft.projection": "qr"}],
+    "deft": [{"deft.rank": 4}, {"deft.rank": 99, "deft.dropout": 0.1}],
     "supertuning": [{}, {"supertuning.density": 0.1, "supertuning.rank": 2, "supertuning.largest": False}],
     "p_tuning": [{"p_tuning.tokens": t, "p_tuning.width": w} for t, w in product((1, 7), (8, 24))],
     **{
@@ -147,8 +147,6 @@ of("road", {}, {"variant": "2", **SOME}, {"variant": "4", **ATTENTION})
 of("beft", {}, {**SOME, **ATTENTION})
 of("adaption_prompt", {}, {"tokens": 3, "top": 2})
 of("trainable_tokens", {}, {"tokens": 99})
-of("frod", {}, {"density": 0.003, **SOME, **ATTENTION})
-of("psoft", {}, {"rank": 5, **SOME, **ATTENTION})
 of("cartridge", *({"tokens": n} for n in (2, 7)))
 
 

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from families import batch_of
+from signs import other_signs
 
 from autopeft.methods import METHODS
 from autopeft.methods.not_offered import NOT_OFFERED
@@ -22,8 +23,11 @@ MORE = {
     "CPT": {"cpt_token_ids": [3, 4, 5]},
     "SHADOW": {"r": 4},
     "PSOFT": {"r": 4, "target_modules": ["q_proj"]},
+    "FROD": {"target_modules": ["q_proj"], "progressbar": False},
+    "DEFT": {"r": 4, "target_modules": ["q_proj"], "decomposition_method": "qr"},
     "ADAMSS": {"r": 32, "num_subspaces": 16, "target_modules": ["q_proj", "up_proj", "down_proj"]},
     "LILY": {"r": 4, "target_modules": ["q_proj"]},
+    "LORA": {"r": 4, "target_modules": ["q_proj"]},
 }
 
 
@@ -42,7 +46,8 @@ def adapted(source_of):
 
 def test_every_method_of_peft_is_offered_or_named_with_a_reason(llama):
     offered = {plan_of(Candidate({"method": name}), llama).config.get("peft_type") for name in METHODS} - {None}
-    named = [method.peft_type for method in NOT_OFFERED]
+    named = [method.peft_type for method in NOT_OFFERED if not method.option]
+    assert {method.peft_type for method in NOT_OFFERED if method.option} <= offered
     assert len(named) == len(set(named))
     assert not offered & set(named)
     assert offered | set(named) == {member.value for member in peft.PeftType}
@@ -100,24 +105,71 @@ def test_parts_of_shadow_never_get_a_gradient(adapted):
     assert all(".layers.2." in name for name in still)
 
 
-def test_psoft_depends_on_signs_that_it_does_not_save(adapted):
-    model = adapted("PSOFT").eval()
-    assert not any("cache" in name for name in peft.get_peft_model_state_dict(model))
+@pytest.mark.parametrize(("peft_type", "same"), [("PSOFT", False), ("FROD", False), ("DEFT", False), ("LORA", True)])
+def test_what_is_decomposed_anew_depends_on_signs_that_are_not_saved(peft_type, same, adapted, source_of, tmp_path):
+    model, generator = adapted(peft_type).eval(), torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    before = model(**batch_of("causal-lm")).logits
-    for layer in model.modules():
-        if hasattr(layer, "_psoft_A_cache"):  # as good a singular value decomposition of the same weight
-            layer._psoft_A_cache["default"][0] *= -1
-            layer._psoft_B_cache["default"][:, 0] *= -1
-    assert not torch.allclose(model(**batch_of("causal-lm")).logits, before, atol=1e-3)
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path)
+    base = load_base(source_of("llama", "causal-lm"), BaseFormat(32), device="cpu")
+    with torch.no_grad():
+        saved = model(**batch_of("causal-lm")).logits
+        with other_signs():
+            loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()(**batch_of("causal-lm")).logits
+    assert torch.allclose(saved, loaded, atol=1e-4) == same
+
+
+@pytest.fixture
+def linear_with(source_of):
+    """Give a linear of a small Llama with LoRA, and its weight before: fields of the configuration -> both."""
+
+    def adapt(**fields):
+        base = load_base(source_of("llama", "causal-lm"), BaseFormat(32), device="cpu")
+        before = base.model.layers[0].self_attn.q_proj.weight.detach().clone()
+        model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], **fields))
+        return model.base_model.model.model.layers[0].self_attn.q_proj, before
+
+    return adapt
+
+
+def test_loftq_changes_the_base_and_does_not_begin_on_a_quantised_one(linear_with, source_of):
+    fields = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    layer, before = linear_with(**fields)
+    assert not torch.allclose(layer.base_layer.weight, before, atol=1e-3)
+    quantised = load_base(source_of("llama", "causal-lm"), BaseFormat(4), device="cpu")
+    with pytest.raises((ValueError, RuntimeError, TypeError)):
+        peft.get_peft_model(quantised, peft.LoraConfig(r=4, target_modules=["q_proj"], **fields))
+
+
+def test_corda_fails_without_what_is_computed_before(linear_with):
+    with pytest.raises(ValueError, match="run `preprocess_corda` first"):
+        linear_with(init_lora_weights="corda")
+
+
+def test_lora_ga_without_gradients_begins_as_plain_lora(linear_with):
+    layer, before = linear_with(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig())
+    assert not layer.lora_B["default"].weight.any()
+    assert torch.equal(layer.base_layer.weight, before)
+
+
+def test_mica_trains_one_factor(linear_with):
+    layer, _ = linear_with(init_lora_weights="mica")
+    assert layer.lora_A["default"].weight.requires_grad
+    assert not layer.lora_B["default"].weight.requires_grad
+
+
+def test_all_biases_are_also_those_of_what_is_not_adapted(source_of):
+    base = load_base(source_of("bert", "text-classification"), BaseFormat(32), device="cpu")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["query"], bias="all"))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+    assert any("LayerNorm.bias" in name for name in trained)
 
 
 def test_the_clusters_of_adamss_are_others_on_a_base_of_other_bits(source_of):
     found = []
     for bits in (32, 16):
-        base = load_base(source_of("llama", "causal-lm"), bits=bits, device="cpu")
+        base = load_base(source_of("llama", "causal-lm"), BaseFormat(bits), device="cpu")
         model = peft.get_peft_model(base, peft.AdamssConfig(task_type="CAUSAL_LM", **MORE["ADAMSS"]))
         assert not any("scatter" in name or "seg" in name for name in peft.get_peft_model_state_dict(model))
         found.append([m.scatter_index["default"].tolist() for m in model.modules() if hasattr(m, "scatter_index")])
