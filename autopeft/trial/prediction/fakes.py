@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.trial.prediction.quantized import fake_weights
+
+# PyTorch asks a tensor that is copied for its address, and warns that there is none.
+warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
 
 
 class StorageFreeMode(FakeTensorMode):
