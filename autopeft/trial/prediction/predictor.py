@@ -75,7 +75,7 @@ class MemoryPredictor:
         """Give the peak of allocated memory in bytes, as the trace of two steps would."""
         rows = self.setup(plan, rows=rows).batch_size
         key = structure_of(plan)
-        # Full fine-tuning and prompts alone have nothing to place, so that few of their plans differ; and an encoder and
+        # Full fine-tuning and prompts alone have nothing to place, so that few of their plans differ; an encoder and
         # a decoder do not add up layer by layer.
         if len(set(self._sites.stacks)) > 1 or not plan.sizes:
             return self.trace(plan, rows=rows).peak_bytes
