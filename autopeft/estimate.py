@@ -145,7 +145,9 @@ def largest_that_fits(peak: Callable[[int], int], limit: int, *, most: int = _MO
         else:
             too_many = guess
         below = sorted(known)[-2:] if too_many > most else [fits, too_many]
-        if len(below) == 2 and all(rows in known for rows in below) and known[below[1]] > known[below[0]]:
+        # Where the peak is no line, every third guess halves what is left.
+        steep = len(below) == 2 and all(rows in known for rows in below) and known[below[1]] > known[below[0]]
+        if steep and len(known) % 3:
             slope = (known[below[1]] - known[below[0]]) / (below[1] - below[0])
             guess = int(below[0] + (limit - known[below[0]]) / slope)
         else:
