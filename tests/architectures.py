@@ -37,7 +37,7 @@ class Architecture:
     def refuses(self, method: str) -> bool:
         """Say whether a method must be refused; adaption prompts are for a few families, and tokens for their task."""
         if method == "adaption_prompt":
-            return self.config.model_type not in ("llama", "mistral", "gpt2")
+            return method in self.refused or self.config.model_type not in ("llama", "mistral", "gpt2")
         # A hybrid is refused with any of its parts, which go by short names there.
         short = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
         return any(short.get(part, part) in self.refused for part in method.split("+"))
@@ -209,6 +209,7 @@ ARCHITECTURES = {
         _LM,
         _GATED,
         sizes={"query": (64, 192), "key": (64, 96), "output": (192, 64)},
+        refused=("adaption_prompt",),
     ),
     "cohere": Architecture(t.CohereConfig(**_GROUPED), _LM, _GATED, norms_in_layers=2),
     "starcoder-2": Architecture(t.Starcoder2Config(**_GROUPED), _LM, _PLAIN),

@@ -41,10 +41,13 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
-    """PEFT knows the attention of a few families."""
-    if anatomy.model_type in MODEL_TYPES:
-        return ""
-    return f"PEFT has adaption prompts for {', '.join(MODEL_TYPES)} only, not for a {anatomy.model_type}"
+    """PEFT knows the attention of a few families, and of these only heads that together are as wide as the model."""
+    if anatomy.model_type not in MODEL_TYPES:
+        return f"PEFT has adaption prompts for {', '.join(MODEL_TYPES)} only, not for a {anatomy.model_type}"
+    for linear in anatomy.linears:
+        if linear.kind == "query" and linear.fan_out != linear.fan_in:
+            return f"PEFT takes all heads together to be {linear.fan_in} wide; {linear.name!r} gives {linear.fan_out}"
+    return ""
 
 
 METHOD = Method(

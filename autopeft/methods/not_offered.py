@@ -52,15 +52,15 @@ NOT_OFFERED = (
         "ADAMSS",
         "AdaMSS",
         "PEFT's own documentation",
-        "it clusters the weights: how much it trains is not known before they are read, and when it is loaded on a base "
-        "of other bits the clusters are others",
+        "it clusters the weights: how much it trains is not known before they are read, and on a base of other bits the "
+        "clusters are others",
     ),
     NotOffered(
         "LILY",
         "Lily",
         "arXiv:2407.09946",
-        "its router takes the mean over all rows, so that an answer depends on what else is in the batch; and of modules "
-        "that are named whole it shares nothing",
+        "its router takes the mean over all rows, so that an answer depends on what else is in the batch; modules that "
+        "are named whole share nothing",
     ),
     NotOffered(
         "SHADOW",
@@ -93,8 +93,7 @@ NOT_OFFERED = (
         "LORA",
         "LoRA begun by LoftQ",
         "arXiv:2310.08659",
-        "it puts weights that it has quantised itself into the base and saves none of them, and it does not begin on a "
-        "base that is quantised already",
+        "it begins on a GPU only, and puts weights that it has quantised itself into the base and saves none of them",
         "init_lora_weights=loftq",
     ),
     NotOffered(

@@ -103,6 +103,7 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
             f"{_AUTOPEFT}.serial.feed_forward": 3,
             f"{_AUTOPEFT}.parallel.feed_forward": 6,
             f"{_AUTOPEFT}.prefix.tokens": 1,
+            **{f"{_AUTOPEFT}.{part}.activation": "gelu" for part in ("serial", "parallel")},
         },
         {
             f"{_AUTOPEFT}.layers[0]": 0,
@@ -112,7 +113,14 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
             f"{_AUTOPEFT}.prefix.tokens": 0,
         },
     ],
-    "parallel+prefix": [{"parallel+prefix.parallel.feed_forward": 5, "parallel+prefix.prefix.tokens": 4}],
+    # A step on a prefix moves so narrow a bottleneck so far that all its units may be dead, but not of GELU.
+    "parallel+prefix": [
+        {
+            "parallel+prefix.parallel.feed_forward": 5,
+            "parallel+prefix.parallel.activation": "gelu",
+            "parallel+prefix.prefix.tokens": 4,
+        }
+    ],
     "lora+bitfit": [
         {"lora+bitfit.lora.rank": 2},
         {"lora+bitfit.lora.rank": 0, "lora+bitfit.bitfit.layers[0]": 1},

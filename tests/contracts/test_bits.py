@@ -40,6 +40,11 @@ CONFIGURATIONS = {
     **{name: {} for name in METHODS if name != "lora"},
     **SMALL,
 }
+AWAY = {"randlora": 0.002, "fourierft": 0.01, "waveft": 0.01}
+"""How far these are moved from their start, and all others by 0.05. They multiply what is trained by 20 to 150, and a
+step so large leaves a model whose gradients move by 3e-3 when its weights move by the rounding of fp32."""
+FASTER = {"osf": 30.0, "pvera": 10.0, "supertuning": 30.0}
+"""Multiples of the customary learning rate: with that alone, four steps move a loss in bf16 by less than it rounds."""
 CASES = [
     (*pair, name, bits)
     for pair, name, bits in product(PAIRS, CONFIGURATIONS, (16, 8, 4))
@@ -49,7 +54,7 @@ CASES = [
 
 def candidate_for(name, bits):
     method = "lora" if name in ("dora", "rslora") else name
-    return Candidate({"method": method, **CONFIGURATIONS[name], "bits": bits})
+    return Candidate({"method": method, **CONFIGURATIONS[name], "bits": bits, "lr_multiple": FASTER.get(name, 1.0)})
 
 
 def plan_for(name, bits, anatomy):
@@ -111,7 +116,7 @@ def dense_twin(quantised, source):
     return dense
 
 
-def gradients(resident, plan, anatomy):
+def gradients(resident, plan, anatomy, *, away):
     """One backward pass of the adapter away from its start; gives (logits, gradients)."""
     torch.manual_seed(0)
     try:
@@ -119,7 +124,7 @@ def gradients(resident, plan, anatomy):
         generator = torch.Generator().manual_seed(1)
         trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
         for parameter in trained.values():
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += away * torch.randn(parameter.shape, generator=generator)
         adapted.train()
         torch.manual_seed(5)
         out = adapted(**batch_of(anatomy.task))
@@ -139,8 +144,11 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize(("family", "task"), PAIRS)
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("family", "task", "form"),
+    # Formats of the same bits differ in nothing but how a weight is dequantised.
+    [(*pair, form) for pair in PAIRS for form in FORMATS if form in ("int8", "nf4") or pair == PAIRS[-1]],
+)
 def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task, form, source_of, anatomy_of):
     """On CPU both dequantise to fp32 and multiply in fp32, so only the order of the sums may differ.
 
@@ -150,18 +158,23 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
     anatomy, source, bits = anatomy_of(family, task), source_of(family, task), FORMATS[form].bits
     quantised = load_base(source, FORMATS[form], device="cpu")
     twin, resident = Resident(dense_twin(quantised, source)), Resident(quantised)
-    compared = 0
+    compared, wrong = 0, []
     for name in CONFIGURATIONS:
         if unfit(candidate_for(name, bits), anatomy):
             continue
-        plan = plan_for(name, bits, anatomy)
-        logits, grads = gradients(resident, plan, anatomy)
-        dense_logits, dense_grads = gradients(twin, plan, anatomy)
-        assert (logits - dense_logits).norm() <= 1e-4 * dense_logits.norm(), name
+        plan, away = plan_for(name, bits, anatomy), AWAY.get(name, 0.05)
+        logits, grads = gradients(resident, plan, anatomy, away=away)
+        dense_logits, dense_grads = gradients(twin, plan, anatomy, away=away)
         assert grads.keys() == dense_grads.keys()
-        for parameter, dense in dense_grads.items():
-            assert (grads[parameter] - dense).norm() <= 1e-4 * dense.norm() + 1e-8, (name, parameter)
+        pairs = {"logits": (logits, dense_logits), **{n: (grads[n], dense) for n, dense in dense_grads.items()}}
+        wrong += [
+            f"{name}, {what}: off by {(one - dense).norm():.1e} of {dense.norm():.1e}"
+            for what, (one, dense) in pairs.items()
+            # Attention does not change with the bias of its keys, whose gradient is all rounding.
+            if not (one - dense).norm() <= 1e-4 * dense.norm() + (1e-6 if "k_proj.bias" in what else 1e-8)
+        ]
         compared += 1
+    assert not wrong
     assert compared > len(CONFIGURATIONS) / 2
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from configurations import EVERYWHERE, HYBRIDS, OWN
 from families import AUTO_CLASSES, LABELS, PAIRS, TOKENS, batch_of
+from signs import other_signs
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 import autopeft
@@ -65,26 +66,43 @@ def worker_on(tmp_path_factory):
     return worker
 
 
-@pytest.fixture
-def train(worker_on, monkeypatch):
-    """Train and save in a worker; gives (logits as they were judged, adapter directory, source, measurement)."""
-    seen = []
-    original = worker_module.evaluate
+@pytest.fixture(scope="session")
+def train_anew(worker_on):
+    """Train and save in a worker; gives (logits as they were judged, adapter directory, source, measurement).
 
-    def evaluate(model, prepared, *args, **kwargs):
-        seen.append(logits_of(model, prepared.task))
-        return original(model, prepared, *args, **kwargs)
+    What cannot be trained gives the reason.
+    """
 
     def train(family, task, name, bits, **form):
         worker, source, anatomy, run_dir = worker_on(family, task)
         values = {**CONFIGURATIONS[name], "bits": bits, "lr_multiple": 10.0, **form}
-        folder = f"adapters/{name}-{bits}"
+        folder = "-".join(map(str, ("adapters/" + name, bits, *form.values())))
         unit = make_unit(anatomy, values, adapter_dir=folder)
         if reason := unfit(unit.candidate, anatomy):
-            pytest.skip(reason)
-        monkeypatch.setattr(worker_module, "evaluate", evaluate)
-        measurement = worker.run(unit)
+            return reason
+        seen = []
+        original = worker_module.evaluate
+
+        def evaluate(model, prepared, *args, **kwargs):
+            seen.append(logits_of(model, prepared.task))
+            return original(model, prepared, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker_module, "evaluate", evaluate)
+            measurement = worker.run(unit)
         return seen[-1], run_dir / folder, source, measurement
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def train(train_anew):
+    """Give the same, of a training that is done once for all who ask for it."""
+    trained = cache(train_anew)
+
+    def train(*asked, **form):
+        found = trained(*asked, **form)
+        return pytest.skip(found) if isinstance(found, str) else found
 
     return train
 
@@ -121,6 +139,15 @@ def test_autopeft_load_gives_the_logits_that_were_judged(pair, name, bits, train
     torch.testing.assert_close(logits_of(loaded, pair[1]), judged, rtol=0, atol=TOLERANCE.get(name, 0))
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name not in HYBRIDS])
+def test_an_adapter_is_the_same_where_decompositions_have_other_signs(name, train):
+    """Another device takes singular vectors and the like with other signs, and an adapter is loaded there too."""
+    judged, folder, _, _ = train("llama", "causal-lm", name, 32)
+    with other_signs():
+        loaded = logits_of(autopeft.load(folder), "causal-lm")
+    torch.testing.assert_close(loaded, judged, rtol=0, atol=1e-5)
+
+
 def test_the_saved_configuration_names_its_base_and_holds_no_weights_of_it(train, worker_on):
     _, folder, source, measurement = train("bert", "text-classification", "lora", 32)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -133,10 +160,10 @@ def test_the_saved_configuration_names_its_base_and_holds_no_weights_of_it(train
     assert saved == measurement.trainable_params
 
 
-def test_saving_again_replaces_the_adapter_whole(train):
-    _, folder, _, _ = train("bert", "text-classification", "ia3", 32)
+def test_saving_again_replaces_the_adapter_whole(train_anew):
+    _, folder, _, _ = train_anew("bert", "text-classification", "ia3", 32)
     (folder / "left over").write_text("from a training that was cut off")
-    train("bert", "text-classification", "ia3", 32)
+    train_anew("bert", "text-classification", "ia3", 32)
     assert not (folder / "left over").exists()
     assert not list(folder.parent.glob(".*partial"))
 

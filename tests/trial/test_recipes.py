@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import batch_of
+from families import TOKENS, batch_of
 from small_run import make_data, make_run_dir, make_unit, make_worker, pretrained
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
+from autopeft.problem import plan_of, unfit
 from autopeft.recipe import OPTIMIZERS, conflict_with
 from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial import bases as bases_module
@@ -28,6 +28,12 @@ from autopeft.trial.train import make_optimizer, shares_of
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "gpt2": "causal-lm"}
 LORA = {"method": "lora", "lora.rank": 4}
+SETTINGS = {
+    "lora": {"lora.rank": 4, "lora.dropout": 0.1},
+    "shira": {"shira.rank": 2},
+    # Of one layer alone there is nothing to save: its activations are needed at once, and all together.
+    "top_layers": {"top_layers.top": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,11 @@ def setting(tmp_path_factory):
     made = {}
     for family, task in TASKS.items():
         source = pretrained(family, task, tmp_path_factory.mktemp(family))
-        made[family] = (make_run_dir(tmp_path_factory.mktemp(f"run-{family}"), task), source, read_anatomy(source))
+        made[family] = (
+            make_run_dir(tmp_path_factory.mktemp(f"run-{family}"), task),
+            source,
+            read_anatomy(source).on_data(TOKENS),
+        )
     return made
 
 
@@ -138,9 +148,11 @@ def test_a_model_that_lets_packed_texts_see_each_other_is_found_out_and_refused(
 @pytest.mark.parametrize("family", TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_checkpointing_changes_memory_and_nothing_else(family, method, run, setting):
-    values = {"method": method, **({"lora.rank": 4, "lora.dropout": 0.1} if method == "lora" else {})}
-    recipe = Recipe(1.0, gradient_checkpointing=True)
-    if conflict_with(recipe, plan_of(Candidate(values), setting[family][2]).configs):
+    values = {"method": method, **SETTINGS.get(method, {})}
+    recipe, anatomy = Recipe(1.0, gradient_checkpointing=True), setting[family][2]
+    if reason := unfit(Candidate({"bits": 32, **values}), anatomy):
+        pytest.skip(reason)
+    if conflict_with(recipe, plan_of(Candidate(values), anatomy).configs):
         pytest.skip("refused")
     plain, saving = run(family, values), run(family, values, gradient_checkpointing=True)
     assert losses(saving) == losses(plain)
