@@ -215,7 +215,8 @@ class Calibration:
         begin = self._begin(plan)
         if self.sites.whole_from(plan) <= begin or begin not in adapted:
             return {name: size * rows for name, size in {"whole": 1.0, **prompt_of(plan)}.items()}
-        return {self.sites.first(adapted[begin]): float(rows)}
+        # A model holds its embedding's output until the end; a later layer's input only if the layer saves it.
+        return {f"{_height(begin)} {self.sites.first(adapted[begin])}": float(rows)}
 
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
         return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
@@ -255,7 +256,11 @@ def _nearest(name: str, sizes: Mapping[str, float]) -> float:
 
 def _entry(begin: int, wide: Features) -> Features:
     """Of what is kept of all below the lowest layer that has a graph; nothing is below the first but the embedding."""
-    return {"above" if begin > 0 else "bottom": 1.0, **wide}
+    return {_height(begin): 1.0, **wide}
+
+
+def _height(begin: int) -> str:
+    return "above" if begin > 0 else "bottom"
 
 
 def _constant(wide: Features) -> Features:
