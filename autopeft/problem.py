@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
@@ -166,6 +167,19 @@ class Problem:
         """
         self._check_recipe()
         self._check_weights()
+        if next(self._starts(), None) is None:
+            # Only now: on a large space the smallest takes seconds to find.
+            self._check_smallest()
+        self._check_memory()
+
+    def _starts(self) -> Iterator[Candidate]:
+        """Give the configurations to start with that can be trained within the parameter budget."""
+        for start in self.space.start:
+            fitted = self.fit(self.space.complete(start))
+            if fitted is not None and not self._unfit(fitted):
+                yield fitted
+
+    def _check_smallest(self) -> None:
         found = self.smallest()
         if found is None:
             first = self.space.complete(self.space.start[0] if self.space.start else {})
@@ -173,7 +187,6 @@ class Problem:
             raise InfeasibleError(f"space: nothing in it can be trained on this model; for one, {why}. Allow more")
         candidate, params = found
         if params <= self._adapter_limit:
-            self._check_memory(candidate)
             return
         head = self.anatomy.head_params if self.anatomy else 0
         needed = params + head
@@ -185,15 +198,12 @@ class Problem:
             f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
         )
 
-    def _check_memory(self, smallest: Candidate) -> None:
-        """Make sure that the memory is predicted to hold some configuration: the smallest, or one to start with."""
+    def _check_memory(self) -> None:
+        """Make sure that the memory is predicted to hold some configuration: one to start with, or the smallest."""
         if self.memory_limit_bytes is None or self.predicted_bytes is None or self.anatomy is None:
             return
-        starts = (self.fit(self.space.complete(start)) for start in self.space.start)
         least: int | None = None
-        for candidate in (smallest, *starts):
-            if candidate is None or self._unfit(candidate):
-                continue
+        for candidate in chain(self._starts(), (found[0] for found in (self.smallest(),) if found)):
             needed = self.predicted_bytes(self._plan(candidate, self.anatomy))
             if needed <= self.memory_limit_bytes:
                 return
