@@ -205,9 +205,9 @@ def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any],
         check_weights,
         load_tokenizer,
         position_limit,
-        read_anatomy,
     )
     from autopeft.trial.prepared import frequent_tokens
+    from autopeft.trial.reading import read_anatomy
 
     path = request.model or str(demo_model())
     if Path(path).expanduser().is_dir():

@@ -192,6 +192,6 @@ def conflict_with(recipe: Recipe, configs: Iterable[Mapping[str, Any]]) -> str:
     for config in configs:
         if recipe.packing and "num_virtual_tokens" in config:
             return "packing and a prompt do not go together: it stands before a row, not before each text in it"
-        if recipe.gradient_checkpointing and config.get("peft_type") == "PREFIX_TUNING":
-            return "gradient_checkpointing and a prefix do not go together: transformers drops the prefix"
+        if recipe.gradient_checkpointing and config.get("peft_type") in ("PREFIX_TUNING", "CARTRIDGE"):
+            return "gradient_checkpointing and trained keys and values do not go together: transformers drops them"
     return ""

@@ -39,8 +39,9 @@ from autopeft.problem import Problem, bind_space
 from autopeft.records import Recipe, Scalar
 from autopeft.space import Choices, Domain, Ordinal
 from autopeft.space_file import load_space
-from autopeft.trial.model import ModelSource, load_config, read_anatomy
+from autopeft.trial.model import ModelSource, load_config
 from autopeft.trial.prediction import MemoryPredictor, TrainingSetup, trace_peak
+from autopeft.trial.reading import read_anatomy
 
 LENGTH = 702
 """Tokens of the longest batch. It is not published (the texts are cut at 768); see `--scan` and the report."""

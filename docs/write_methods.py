@@ -24,7 +24,8 @@ from autopeft.methods.capabilities import capabilities  # noqa: E402
 from autopeft.methods.not_offered import NOT_OFFERED  # noqa: E402
 from autopeft.problem import unfit  # noqa: E402
 from autopeft.records import Candidate  # noqa: E402
-from autopeft.trial.model import ModelSource, read_anatomy  # noqa: E402
+from autopeft.trial.model import ModelSource  # noqa: E402
+from autopeft.trial.reading import read_anatomy  # noqa: E402
 
 HEAD = """# Methods
 

@@ -18,7 +18,8 @@ import pytest  # noqa: E402
 from families import LABELS, TOKENS, make_model  # noqa: E402
 
 from autopeft.anatomy import Anatomy  # noqa: E402
-from autopeft.trial.model import ModelSource, read_anatomy  # noqa: E402
+from autopeft.trial.model import ModelSource  # noqa: E402
+from autopeft.trial.reading import read_anatomy  # noqa: E402
 
 
 def pytest_unconfigure() -> None:

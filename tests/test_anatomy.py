@@ -20,7 +20,8 @@ from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.problem import unfit
 from autopeft.records import Candidate
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, read_anatomy
+from autopeft.trial.model import AUTO_CLASSES, ModelSource
+from autopeft.trial.reading import read_anatomy
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from families import PAIRS
@@ -44,12 +45,14 @@ def test_a_budget_below_the_head_leaves_nothing(problem_on):
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 def test_the_smallest_size_named_is_a_budget_that_works(family, task, problem_on):
+    problem = problem_on(family, task, limit=0)
     with pytest.raises(InfeasibleError) as error:
-        problem_on(family, task, limit=1).check_feasible()
+        problem.check_feasible()
     needed = int(str(error.value).partition("at least ")[2].partition(",")[0])
-    problem_on(family, task, limit=needed).check_feasible()
-    with pytest.raises(InfeasibleError):
-        problem_on(family, task, limit=needed - 1).check_feasible()
+    candidate, params = problem.smallest()
+    assert params + problem.anatomy.head_params == needed
+    assert replace(problem, parameter_limit=needed).refusal(candidate) == ""
+    assert "more than" in replace(problem, parameter_limit=needed - 1).refusal(candidate)
 
 
 def test_no_limit_is_always_feasible(problem_on):

@@ -33,6 +33,10 @@ def faults_of(fields):
 @pytest.mark.parametrize(("family", "task"), PAIRS)
 @pytest.mark.parametrize("cuda", [True, False])
 def test_every_shipped_space_binds_to_every_family(name, family, task, cuda, anatomy_of):
+    if name == "autopeft" and task == "seq2seq-lm":  # its one method has a prefix
+        with pytest.raises(RequestError, match=r"here only lora, .* can be used"):
+            bind_space(load_space(name), anatomy_of(family, task), cuda=cuda)
+        return
     bound = bind_space(load_space(name), anatomy_of(family, task), cuda=cuda)
     assert {p.name for p in bound} >= {"method", "lr_multiple"}
     for start in bound.start:

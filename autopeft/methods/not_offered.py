@@ -52,8 +52,8 @@ NOT_OFFERED = (
         "ADAMSS",
         "AdaMSS",
         "PEFT's own documentation",
-        "it clusters the weights: how much it trains is not known before they are read, and on a base of other bits the "
-        "clusters are others",
+        "it clusters the weights: how much it trains is not known before they are read, and on a base of other bits "
+        "the clusters are others",
     ),
     NotOffered(
         "LILY",

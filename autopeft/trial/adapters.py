@@ -27,8 +27,9 @@ from autopeft.trial.initial import (
     rewrites_base,
     settle,
 )
-from autopeft.trial.model import ModelSource, head_of, load_base
+from autopeft.trial.model import ModelSource, load_base
 from autopeft.trial.own import Bottleneck
+from autopeft.trial.reading import head_of
 
 # PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
 # to a machine without a compiler, all of which is counted here; transformers deprecates a flag that PEFT still reads.

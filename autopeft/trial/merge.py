@@ -15,7 +15,8 @@ from autopeft.methods.merging import why_unmergeable
 from autopeft.records import BaseFormat
 from autopeft.trial.adapters import is_peft, load_base_of, read_about, unwrap
 from autopeft.trial.compose import attach_parts, load_parts
-from autopeft.trial.model import checkpoint_bits, head_of, load_config, load_tokenizer
+from autopeft.trial.model import load_config, load_tokenizer
+from autopeft.trial.reading import checkpoint_bits, head_of
 
 
 def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,10 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from autopeft.anatomy import (
     UNQUANTISED,
-    Anatomy,
-    Bias,
-    Block,
-    Norm,
-    PromptShape,
     Task,
-    Vocabulary,
-    describe_linears,
-    number_layers,
-    place_of,
 )
 from autopeft.errors import RequestError, SourceError
 from autopeft.records import BaseFormat
@@ -182,135 +172,6 @@ def check_trains(source: ModelSource, *, packed: bool, checkpointed: bool) -> No
         faults.append(f"gradient_checkpointing: {kind.__name__} has none; drop it")
     if faults:
         raise RequestError(*faults)
-
-
-def read_anatomy(source: ModelSource) -> Anatomy:
-    """Read what a model is made of: built on the meta device, so no weight is loaded.
-
-    Raises:
-        SourceError: If the model cannot be built.
-    """
-    config = load_config(source)
-    with torch.device("meta"):
-        model = AUTO_CLASSES[source.task].from_config(config)
-    head = head_of(model, source.task)
-    shapes, norms, biases = [], [], []
-    for name, module in model.named_modules():
-        if name.partition(".")[0] in head:
-            continue
-        if (shape := linear_shape(module)) is not None:
-            shapes.append((name, *shape))
-        elif is_norm(module):
-            norms.append((name, sum(p.numel() for p in module.parameters(recurse=False))))
-        else:
-            continue
-        if (bias := module._parameters.get("bias")) is not None:
-            biases.append((name, bias.numel()))
-    linears = tuple(
-        replace(
-            linear,
-            bias=module.bias is not None,
-            transposed=isinstance(module, Conv1D),
-            plain=type(module) is nn.Linear,
-        )
-        for linear in describe_linears(shapes)
-        if (module := model.get_submodule(linear.name))
-    )
-    layers = number_layers(place for linear in linears if (place := place_of(linear.name)) is not None)
-    kinds = {linear.name: linear.kind for linear in linears} | {name: "norm" for name, _ in norms}
-    in_blocks = dict.fromkeys(layers, 0)
-    for name, parameter in model.named_parameters():
-        if (place := place_of(name)) and (place.stack, place.index) in in_blocks:
-            in_blocks[place.stack, place.index] += parameter.numel()
-    return Anatomy(
-        model_type=config.model_type,
-        task=source.task,
-        base_params=sum(p.numel() for p in model.parameters()) - sum(head.values()),
-        n_layers=1 + max((linear.layer for linear in linears), default=-1),
-        linears=linears,
-        norms=tuple(Norm(name, _layer(name, layers), params) for name, params in norms),
-        prompt=_prompt_shape(model),
-        head=head,
-        dtype_bits=checkpoint_bits(config),
-        vocabulary=_vocabulary(model),
-        # A classifier's pooler sees one token of a row.
-        outer_linear=0 if head else sum(i * o for name, i, o in shapes if place_of(name) is None),
-        biases=tuple(
-            Bias(f"{name}.bias", kinds.get(name, name.rpartition(".")[2]), _layer(name, layers), params)
-            for name, params in biases
-        ),
-        blocks=tuple(
-            Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
-        ),
-    )
-
-
-def checkpoint_bits(config: Any) -> int:
-    """Give the bits of a parameter in the checkpoint of a configuration."""
-    return 16 if config.dtype in (torch.float16, torch.bfloat16) else 32
-
-
-def _layer(name: str, layers: Mapping[tuple[str, int], int]) -> int | None:
-    place = place_of(name)
-    return None if place is None else layers.get((place.stack, place.index))
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Give (fan in, fan out) of a linear; GPT-2's Conv1D is one with its weight transposed."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    return None
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Tell a normalisation layer: LayerNorm, or any module of its own with "norm" in its class and a weight vector."""
-    if isinstance(module, nn.LayerNorm):
-        return True
-    weight = module._parameters.get("weight")
-    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
-
-
-def head_of(model: Any, task: Task) -> dict[str, int]:
-    """Give the modules of a new task head: what stands beside the pretrained model, and is trained whole."""
-    if task != "text-classification":
-        return {}
-    return {
-        name: sum(p.numel() for p in child.parameters())
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
-    }
-
-
-def _vocabulary(model: Any) -> Vocabulary:
-    """Find the input embedding, and what shares its weight."""
-    embedding = model.get_input_embeddings()
-    sharing = {n: m for n, m in model.named_modules() if m._parameters.get("weight") is embedding.weight}
-    others = {name: module for name, module in sharing.items() if module is not embedding}
-    return Vocabulary(
-        embedding=next(name for name, module in sharing.items() if module is embedding),
-        tied=tuple(name for name, module in others.items() if linear_shape(module) is not None),
-        copies=tuple(name for name, module in others.items() if linear_shape(module) is None),
-    )
-
-
-def _prompt_shape(model: Any) -> PromptShape:
-    """Read the shape of a prompt off the model, and that of a prefix as PEFT does, off the configuration."""
-    from peft import PrefixTuningConfig
-    from peft.utils import _prepare_prompt_learning_config
-
-    token_dim = model.get_input_embeddings().weight.shape[-1]
-    none = PromptShape(token_dim, layers=0, prefix_dim=0)
-    takers = (model, getattr(model, model.base_model_prefix, model))
-    if not any("past_key_values" in inspect.signature(taker.forward).parameters for taker in takers):
-        return none
-    try:
-        config = PrefixTuningConfig(num_virtual_tokens=1, task_type="CAUSAL_LM")
-        prefix = _prepare_prompt_learning_config(config, model.config)
-    except ValueError:  # it knows none of the names by which this model goes
-        return none
-    return PromptShape(token_dim, prefix.num_layers, prefix.token_dim)
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

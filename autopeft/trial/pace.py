@@ -12,7 +12,8 @@ import torch
 
 from autopeft.compute import forward_flops
 from autopeft.records import BaseFormat
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_base, load_config, read_anatomy
+from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_base, load_config
+from autopeft.trial.reading import read_anatomy
 
 _LAYERS = 2
 _VOCABULARY = 512

@@ -23,7 +23,8 @@ from autopeft.records import BaseFormat, RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code
 from autopeft.trial import worker as worker_module
-from autopeft.trial.model import load_base, read_anatomy
+from autopeft.trial.model import load_base
+from autopeft.trial.reading import read_anatomy
 
 CONFIGURATIONS = {
     "lora": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.alpha": "16", "lora.rslora": True},

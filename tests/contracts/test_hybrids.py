@@ -19,7 +19,8 @@ from autopeft.space import settings_of
 from autopeft.space_file import load_space, parse_space
 from autopeft.trial.adapters import Resident
 from autopeft.trial.compose import plain_name
-from autopeft.trial.model import ModelSource, load_base, read_anatomy
+from autopeft.trial.model import ModelSource, load_base
+from autopeft.trial.reading import read_anatomy
 
 HYBRIDS = [name for name in METHODS if "+" in name]
 ALONE = {

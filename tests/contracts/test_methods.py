@@ -20,7 +20,8 @@ from autopeft.records import BaseFormat, Candidate
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident, peft_config
 from autopeft.trial.compose import PEFT_TASKS
-from autopeft.trial.model import ModelSource, checksum, load_base, read_anatomy, tensors_of
+from autopeft.trial.model import ModelSource, checksum, load_base, tensors_of
+from autopeft.trial.reading import read_anatomy
 
 CASES = list(cases(PAIRS))
 STEP = 0.05

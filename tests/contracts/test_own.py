@@ -22,8 +22,9 @@ from autopeft.records import BaseFormat, Candidate
 from autopeft.space_file import load_space
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import train_parts
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, load_config, read_anatomy
+from autopeft.trial.model import AUTO_CLASSES, ModelSource, checksum, load_base, load_config
 from autopeft.trial.own import Bottleneck
+from autopeft.trial.reading import read_anatomy
 
 OWN = ["serial_adapter", "parallel_adapter", "bitfit", "full", "top_layers"]
 SITES = {

@@ -9,7 +9,7 @@ from families import batch_of
 from safetensors.torch import load_file
 
 from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 from autopeft.trial.train import train
@@ -42,7 +42,7 @@ def trained(resident, anatomy, steps):
 @pytest.mark.parametrize("bits", [32, 16])
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_the_ranks_end_at_the_budget_and_are_saved_as_judged(bits, steps, source_of, bert, tmp_path):
-    resident = Resident(load_base(source_of("bert", TASK), bits=bits, device="cpu"))
+    resident = Resident(load_base(source_of("bert", TASK), BaseFormat(bits), device="cpu"))
     before = checksum(resident.model)
     adapted = trained(resident, bert, steps)
     judged = logits_of(adapted)
@@ -53,17 +53,19 @@ def test_the_ranks_end_at_the_budget_and_are_saved_as_judged(bits, steps, source
     assert len(set(ranks)) > 1
     resident.detach()
     assert checksum(resident.model) == before
-    loaded = peft.PeftModel.from_pretrained(load_base(source_of("bert", TASK), bits=bits, device="cpu"), str(tmp_path))
+    loaded = peft.PeftModel.from_pretrained(
+        load_base(source_of("bert", TASK), BaseFormat(bits), device="cpu"), str(tmp_path)
+    )
     assert torch.equal(logits_of(loaded), judged)
 
 
 def test_one_step_is_too_short_to_allocate_anything(source_of, bert):
-    adapted = trained(Resident(load_base(source_of("bert", TASK), bits=32, device="cpu")), bert, 1)
+    adapted = trained(Resident(load_base(source_of("bert", TASK), BaseFormat(32), device="cpu")), bert, 1)
     assert {m.r["default"] for m in adapted.modules() if hasattr(m, "lora_E")} == {3}
 
 
 def test_the_number_that_says_the_rank_is_not_trained(source_of, bert):
-    resident = Resident(load_base(source_of("bert", TASK), bits=16, device="cpu"))
+    resident = Resident(load_base(source_of("bert", TASK), BaseFormat(16), device="cpu"))
     plan = plan_of(Candidate({"method": "adalora"}), bert)
     adapted = resident.attach(plan, task=TASK, head=bert.head)
     assert not any(p.requires_grad for n, p in adapted.named_parameters() if ".ranknum." in n)

@@ -10,7 +10,7 @@ from families import batch_of
 from autopeft.errors import TrialError
 from autopeft.methods import METHODS
 from autopeft.problem import plan_of, unfit
-from autopeft.records import Candidate
+from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 
@@ -20,7 +20,7 @@ RANKS = {"lora.rank[0]": 2, "lora.rank[1-9]": 4}
 
 @pytest.fixture(params=[32, 16])
 def resident(request, source_of):
-    return Resident(load_base(source_of("llama", TASK), bits=request.param, device="cpu"))
+    return Resident(load_base(source_of("llama", TASK), BaseFormat(request.param), device="cpu"))
 
 
 def plan_for(anatomy, init, **others):
@@ -64,7 +64,7 @@ def test_what_is_saved_is_what_was_trained_and_goes_on_the_base_as_it_was(
     adapted.save_pretrained(str(tmp_path))
     resident.detach()
     assert checksum(resident.model) == before
-    fresh = load_base(source_of("llama", TASK), bits=16 if bits16 else 32, device="cpu")
+    fresh = load_base(source_of("llama", TASK), BaseFormat(16 if bits16 else 32), device="cpu")
     loaded = peft.PeftModel.from_pretrained(fresh, str(tmp_path))
     assert torch.equal(logits_of(loaded), settled)
 
@@ -79,7 +79,7 @@ def test_detaching_before_the_end_puts_back_what_was_taken_out(resident, llama):
 
 
 def test_trained_biases_are_put_back(source_of, bert):
-    resident = Resident(load_base(source_of("bert", bert.task), bits=32, device="cpu"))
+    resident = Resident(load_base(source_of("bert", bert.task), BaseFormat(32), device="cpu"))
     before = checksum(resident.model)
     plan = plan_of(Candidate({"method": "lora", "lora.rank": 2, "lora.bias": "linears"}), bert)
     adapted = resident.attach(plan, task=bert.task, head=bert.head)
@@ -93,7 +93,7 @@ def test_eva_begins_along_the_inputs_that_vary_most(source_of, llama):
     """The oracle is the whole singular value decomposition of all inputs that are not padding."""
     batches = [batch_of(TASK), {**batch_of(TASK, rows=3, length=20)}]
     batches[1]["attention_mask"][0, 11:] = 0
-    model = load_base(source_of("llama", TASK), bits=32, device="cpu")
+    model = load_base(source_of("llama", TASK), BaseFormat(32), device="cpu")
     inputs: dict[str, list[torch.Tensor]] = {linear.name: [] for linear in llama.linears}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
@@ -117,7 +117,7 @@ def test_eva_begins_along_the_inputs_that_vary_most(source_of, llama):
 
 
 def test_eva_needs_as_many_tokens_as_directions(source_of, llama):
-    resident = Resident(load_base(source_of("llama", TASK), bits=32, device="cpu"))
+    resident = Resident(load_base(source_of("llama", TASK), BaseFormat(32), device="cpu"))
     plan = plan_of(Candidate({"method": "lora", "lora.rank": 8, "lora.init": "eva"}), llama)
     for sample in ([], [batch_of(TASK, rows=1, length=5)]):
         with pytest.raises(TrialError, match=r"eva: .* rank 8 needs more"):

@@ -12,15 +12,8 @@ from transformers import LEDConfig
 
 from autopeft.errors import SourceError
 from autopeft.records import BaseFormat
-from autopeft.trial.model import (
-    ModelSource,
-    answering_task,
-    checksum,
-    load_base,
-    load_config,
-    position_limit,
-    read_anatomy,
-)
+from autopeft.trial.model import ModelSource, answering_task, checksum, load_base, load_config, position_limit
+from autopeft.trial.reading import read_anatomy
 
 
 def model_of(*tensors):

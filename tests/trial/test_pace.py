@@ -8,8 +8,8 @@ import pytest
 from families import PAIRS
 
 from autopeft.records import BaseFormat
-from autopeft.trial.model import read_anatomy
 from autopeft.trial.pace import seconds_per_flop, write_stand_in
+from autopeft.trial.reading import read_anatomy
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)

@@ -14,9 +14,10 @@ from autopeft.anatomy import Anatomy
 from autopeft.methods import METHODS
 from autopeft.records import AdapterPlan, BaseFormat, Recipe
 from autopeft.trial.adapters import Resident
-from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config, read_anatomy
+from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config
 from autopeft.trial.prediction import MemoryPredictor, trace_peak
 from autopeft.trial.prediction.sites import structure_of
+from autopeft.trial.reading import read_anatomy
 from autopeft.trial.train import train
 from tests.families import LABELS, batch_of
 

@@ -22,8 +22,9 @@ from autopeft.trial import worker as worker_module
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import cut, rows_left_empty, train_parts
 from autopeft.trial.memory import ran_out_of_memory
-from autopeft.trial.model import load_base, read_anatomy
+from autopeft.trial.model import load_base
 from autopeft.trial.packing import keeps_texts_apart, pack
+from autopeft.trial.reading import read_anatomy
 from autopeft.trial.train import make_optimizer, shares_of
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "gpt2": "causal-lm"}

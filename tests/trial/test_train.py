@@ -12,7 +12,8 @@ from autopeft.problem import plan_of
 from autopeft.recipe import rate_at
 from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.adapters import Resident
-from autopeft.trial.model import checksum, load_base, read_anatomy, tensors_of
+from autopeft.trial.model import checksum, load_base, tensors_of
+from autopeft.trial.reading import read_anatomy
 from autopeft.trial.train import CLIP_NORM, train
 
 

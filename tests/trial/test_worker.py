@@ -17,7 +17,8 @@ from autopeft.methods import METHODS
 from autopeft.problem import unfit
 from autopeft.records import BaseFormat, Candidate
 from autopeft.trial import worker as worker_module
-from autopeft.trial.model import checksum, read_anatomy
+from autopeft.trial.model import checksum
+from autopeft.trial.reading import read_anatomy
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "t5": "seq2seq-lm"}
 METHOD_VALUES = {name: {"method": name} for name in METHODS}

@@ -12,7 +12,7 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
-from autopeft.trial.model import linear_shape
+from autopeft.trial.reading import linear_shape
 
 BESIDE = "trained_bias"
 """Name of a bias that stands beside its module and is added by a hook, because inside it would have to be of another

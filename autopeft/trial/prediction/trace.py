@@ -23,7 +23,7 @@ from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
 from autopeft.trial.adapters import attached, is_peft
 from autopeft.trial.compose import trained_tensors
-from autopeft.trial.model import AUTO_CLASSES, head_of, quantization, tensors_of
+from autopeft.trial.model import AUTO_CLASSES, quantization, tensors_of
 from autopeft.trial.prediction.allocator import EMPTY_CACHE, CachingAllocator, replay
 from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import DeviceKernels
@@ -32,6 +32,7 @@ from autopeft.trial.prediction.quantized import place_quantized
 from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.steps import LayerWatch, StepMemory, held_bytes, layers_of, run_step, state_of
 from autopeft.trial.prediction.storages import AllocationLog
+from autopeft.trial.reading import head_of
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
