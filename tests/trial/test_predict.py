@@ -14,13 +14,17 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, VeraConf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autopeft.records import BaseFormat
+from autopeft.recipe import OPTIMIZERS
+from autopeft.records import BaseFormat, Recipe
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import AUTO_CLASSES, tensors_of
 from autopeft.trial.prediction import TrainingSetup, trace_peak
 from autopeft.trial.prediction.fakes import no_storage
 from autopeft.trial.prediction.kernels import DeviceKernels
+from autopeft.trial.prediction.optimizers import traced_optimizer
 from autopeft.trial.prediction.quantized import fake_weights, weight_bytes
+from autopeft.trial.prediction.steps import held_bytes, state_of
+from autopeft.trial.train import make_optimizer
 from tests.families import CONFIGS, LABELS, batch_of
 
 ROWS, LENGTH = 4, 12
@@ -215,6 +219,24 @@ def test_a_prefix_lengthens_keys_and_values() -> None:
         return trace_peak(config_of("llama"), adapter, TrainingSetup(ROWS, LENGTH)).peak_bytes
 
     assert peak(1) < peak(16) < peak(64)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_keeps_what_a_real_step_keeps(name: str) -> None:
+    """Of each a matrix, a large matrix and a vector, small and large: 8-bit moments begin at 4,096 scalars."""
+    shapes = [(8, 16), (64, 65), (300, 300), (100,), (5000,)]
+
+    def kept(optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> int:
+        for parameter in trained:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return held_bytes(state_of(optimizer, trained), 1)
+
+    real = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    with no_storage():
+        fake = [nn.Parameter(torch.empty(shape)) for shape in shapes]
+        traced = kept(traced_optimizer(name, fake), fake)
+    assert traced == kept(make_optimizer(Recipe(1e-3, optimizer=name), real), real) > 0
 
 
 def test_optimisers_keep_what_they_say() -> None:

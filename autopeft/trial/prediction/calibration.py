@@ -16,6 +16,11 @@ from autopeft.trial.prediction.trace import MemoryTrace
 Sample = tuple[Features, int, Mapping[str, float]]
 """Features, rows of the batch, and quantities in bytes by name."""
 
+_Lowest = tuple[Features, Features, int, Mapping[str, float]]
+"""Of the lowest layer that has a graph: its features, where the graph begins, the rows, and some of its quantities."""
+
+_END = "forward "
+"""The last part of a layer's forward pass."""
 _UNSEEN = 1e-6
 """Share of a sample that lies outside of all that was fitted, from which on it counts as something new."""
 
@@ -127,37 +132,39 @@ class Calibration:
         """Learn from more traces."""
         self.runs += runs
         samples: dict[str, list[Sample]] = {
-            name: [] for name in ("layer", "entry", "missing", "loss", "static", "trained")
+            name: [] for name in ("layer", "entry", "below", "missing", "loss", "static", "trained")
         }
-        lowest: list[tuple[Features, Features, int, int]] = []
+        lowest: list[_Lowest] = []
         for run in self.runs:
             self._read(run, samples, lowest)
         samples["layer"] = _aligned(samples["layer"])
         self._fits = {name: Fit.to(found, by_rows=name not in _BY_PLAN) for name, found in samples.items()}
-        for features, first, rows, size in lowest:
+        for features, first, rows, sizes in lowest:
             try:
-                whole = self._fits["layer"].at(features, rows)[1]
+                whole = self._whole(features, rows)
             except NewError:
                 continue
-            samples["missing"].append((first, rows, {"missing": whole - size}))
+            samples["missing"].append((first, rows, {name: whole[name] - size for name, size in sizes.items()}))
         self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
         self._shares.clear()
 
-    def _read(
-        self, run: Run, samples: Mapping[str, list[Sample]], lowest_layers: list[tuple[Features, Features, int, int]]
-    ) -> None:
+    def _read(self, run: Run, samples: Mapping[str, list[Sample]], lowest: list[_Lowest]) -> None:
         plan, rows, trace = run
         step, wide = trace.step, prompt_of(plan)
         adapted, begin = self.sites.adapted(plan), self._begin(plan)
         held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
         samples["entry"].append((self._entry(plan, begin), rows, {"entry": held}))
+        if begin > 0:
+            most = max(size for layer in step.layers[:begin] for size in layer.forward.values())
+            samples["below"].append((_constant(wide), rows, {"below": most - step.before}))
         above = sum(layer.left for layer in step.layers[begin:])
         for i, layer in enumerate(step.layers[begin:], begin):
             above -= layer.left
             features = self._features(i, adapted, wide)
             if i == begin:
                 # It may have a part of a graph only, and nothing below has saved its input.
-                lowest_layers.append((features, self._first(plan, adapted, rows), rows, layer.saved))
+                sizes = {"saved": layer.saved, _END: layer.forward[""] - step.before - held}
+                lowest.append((features, self._first(plan, adapted, rows), rows, sizes))
             else:
                 base = step.before + held
                 quantities = {"kept": layer.kept, "saved": layer.saved, "left": layer.left}
@@ -192,13 +199,15 @@ class Calibration:
         waiting, optimizer = self._fits["trained"].at(known["trained"], rows)
         held = self._one("entry", self._entry(plan, begin), rows)
         above = sum(share.left for share in shares[begin:])
-        most = 0.0
+        most = self._one("below", _constant(wide), rows) if begin > 0 else 0.0
         for i, share in enumerate(shares[begin:], begin):
             above -= share.left
-            most = max(most, held + share.forward)
-            held += share.saved
+            saved, forward = share.saved, share.forward
             if i == begin:
-                held -= self._one("missing", self._first(plan, adapted, rows), rows)
+                missing = self._fits["missing"].at(self._first(plan, adapted, rows), rows)
+                saved, forward = saved - missing[0], forward - missing[1]
+            most = max(most, held + forward)
+            held += saved
             most = max(most, held + above + share.backward)
         most = max(most, held + self._one("loss", _constant(wide), rows))
         return round(static + max(waiting + most, optimizer))
@@ -230,13 +239,17 @@ class Calibration:
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
         return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
 
+    def _whole(self, features: Features, rows: int) -> dict[str, float]:
+        """Give the quantities of a layer all of which has a graph."""
+        fit = self._fits["layer"]
+        return dict(zip(fit.names, fit.at(features, rows).tolist(), strict=True))
+
     def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: int) -> _Share:
         """Give a layer's bytes; layers adapted alike are counted once."""
         own = adapted.get(layer, {})
         key = (self.sites.stacks[layer], rows, tuple(own.items()), tuple(wide.values()))
         if key not in self._shares:
-            fit = self._fits["layer"]
-            found = dict(zip(fit.names, fit.at(self._features(layer, adapted, wide), rows).tolist(), strict=True))
+            found = self._whole(self._features(layer, adapted, wide), rows)
             kept, saved, left = found.pop("kept"), found.pop("saved"), found.pop("left")
             forward = max(size for name, size in found.items() if name.startswith("forward"))
             backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.optimization import Adafactor
 
-from autopeft.registry import Table
+from autopeft.records import Recipe
+from autopeft.trial.train import make_optimizer
 
 _BLOCK = 256
 _SMALLEST_8BIT = 4096
@@ -51,14 +51,17 @@ class _AdamW8bit(torch.optim.Optimizer):
 
 MakeFrom = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
-OPTIMIZERS: Table[MakeFrom] = Table(
-    {
-        "adamw": lambda trained: torch.optim.AdamW(trained, weight_decay=0.0, fused=True),
-        # PyTorch's own choice on CUDA: all parameters at once, with temporaries of their size.
-        "adamw_foreach": lambda trained: torch.optim.AdamW(trained, foreach=True),
-        "adamw_8bit": lambda trained: _AdamW8bit(trained, paged=False),
-        "paged_adamw_8bit": lambda trained: _AdamW8bit(trained, paged=True),
-        "adafactor": lambda trained: Adafactor(trained, lr=1e-3, scale_parameter=False, relative_step=False),
-        "sgd": lambda trained: torch.optim.SGD(trained, foreach=True),
-    }
-)
+_OTHERS: Mapping[str, MakeFrom] = {
+    # bitsandbytes' own write through pointers, which tensors without storage do not have.
+    "adamw_8bit": lambda trained: _AdamW8bit(trained, paged=False),
+    "paged_adamw_8bit": lambda trained: _AdamW8bit(trained, paged=True),
+    # PyTorch's own choice on CUDA: all parameters at once, with temporaries of their size.
+    "adamw_foreach": lambda trained: torch.optim.AdamW(trained, foreach=True),
+    "sgd": lambda trained: torch.optim.SGD(trained, foreach=True),
+}
+
+
+def traced_optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make an optimiser of a recipe as its training makes it, or a stand-in that keeps the same; or one of others'
+    loops."""
+    return _OTHERS[name](trained) if name in _OTHERS else make_optimizer(Recipe(1e-3, optimizer=name), trained)

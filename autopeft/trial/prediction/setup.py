@@ -23,7 +23,7 @@ class TrainingSetup:
         batch_size, length: Rows of a forward pass, and tokens of each.
         base: How the base is held.
         autocast: Whether a base of half precision trains under autocast, with what is trained in fp32.
-        optimizer: A name in OPTIMIZERS.
+        optimizer: A recipe's, or another that `optimizers.traced_optimizer` knows.
         accumulates: Whether a step has several forward and backward passes, whose gradients add up.
         packed: Whether short texts share a row.
         padded: Whether a batch has rows of different lengths, so that attention needs a mask.

@@ -85,12 +85,14 @@ class Sites:
             order.setdefault(site, len(order))
             if name in reads:
                 inputs[site] = f"{place.stack}:{place.rest.rpartition('.')[0]}:{reads[name]}"
-        passed, before = {}, 0
-        for norm in anatomy.norms:
-            if norm.layer is None:
-                passed[norm.name] = before
-            else:
-                before = norm.layer + 1
+        passed: dict[str, int] = {}
+        for modules in (anatomy.norms, anatomy.biases):
+            before = 0
+            for module in modules:
+                if module.layer is None:
+                    passed[_module(module.name)] = before
+                else:
+                    before = module.layer + 1
         stacks = [stack for (stack, _), _ in sorted(layers.items(), key=lambda item: item[1])]
         return cls(layers, order, inputs, passed, tuple(stacks))
 

@@ -27,7 +27,7 @@ from autopeft.trial.model import AUTO_CLASSES, quantization, tensors_of
 from autopeft.trial.prediction.allocator import EMPTY_CACHE, CachingAllocator, replay
 from autopeft.trial.prediction.fakes import fake_model, no_storage
 from autopeft.trial.prediction.kernels import DeviceKernels
-from autopeft.trial.prediction.optimizers import OPTIMIZERS
+from autopeft.trial.prediction.optimizers import traced_optimizer
 from autopeft.trial.prediction.quantized import place_quantized
 from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.steps import LayerWatch, StepMemory, held_bytes, layers_of, run_step, state_of
@@ -108,7 +108,7 @@ def trace_peak(
                 trained = _make_trainable(adapted, setup)
             adapter_bytes = log.live_bytes - base_bytes
             batch = _batch(setup, setup.earlier_length or setup.length, task)
-            optimizer = make_optimizer(adapted) if make_optimizer else OPTIMIZERS[setup.optimizer](trained)
+            optimizer = make_optimizer(adapted) if make_optimizer else traced_optimizer(setup.optimizer, trained)
             watch = LayerWatch(layers, log)
             # What attaching left behind must not serve as the cache of the training.
             resident = log.alive()
