@@ -82,8 +82,6 @@ def test_answers_are_those_of_the_trace(known: tuple[Any, ...]) -> None:
     check(predictor, plan_of("lora", anatomy, rank={"0-1": 0, "2-5": 8}))
     check(predictor, plan_of("ia3", anatomy, layers=UPPER))
     check(predictor, plan_of("ln_tuning", anatomy, layers=UPPER, outer=False))
-    check(predictor, plan_of("prompt_tuning", anatomy, tokens=8), rows=9)
-    check(predictor, plan_of("p_tuning", anatomy, tokens=12, width=96))
 
 
 def test_answers_hold_on_gpt2(tmp_path: Path) -> None:
@@ -105,7 +103,7 @@ def test_an_encoder_and_a_decoder_are_traced(tmp_path: Path) -> None:
     [
         (16, Recipe(1e-3, batch_size=ROWS, gradient_checkpointing=True)),
         (4, Recipe(1e-3, batch_size=ROWS, optimizer="adamw_8bit")),
-        (32, Recipe(1e-3, batch_size=2 * ROWS, gradient_accumulation_steps=2, packing=True)),
+        (32, Recipe(1e-3, batch_size=2 * ROWS, gradient_accumulation_steps=2, packing=True, max_length=LENGTH)),
     ],
     ids=["checkpointed", "4 bits", "accumulated and packed"],
 )
