@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autopeft.assembly import Assembly, CostFunction, assemble, make_executor, reassemble
 from autopeft.errors import RequestError
+from autopeft.estimate import Estimate, estimates, read_candidates
 from autopeft.execute.function import TrainFunction
-from autopeft.labels import describe
 from autopeft.loop import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
 from autopeft.pareto import front
-from autopeft.records import MAY_CHANGE, AdapterPlan, Candidate, Cost, digest
+from autopeft.records import MAY_CHANGE, digest
 from autopeft.registry import unknown
 from autopeft.request import NO_LIMIT, SearchRequest, demo_defaults, make_request
 from autopeft.result import Result
@@ -213,53 +212,25 @@ def _new_run_dir() -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What is known of a configuration before training."""
+def estimate(
+    *, candidates: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, **fields: Any
+) -> list[Estimate]:
+    """Tell what configurations cost: exact parameters, predicted GPU memory, size on disk, time; trains nothing.
 
-    configuration: str
-    candidate: Candidate
-    plan: AdapterPlan
-    cost: Cost
-    base_params: int
-    fits: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON."""
-        return {
-            "configuration": self.configuration,
-            "adapter_params": self.cost.adapter_params,
-            "head_params": self.cost.head_params,
-            "trainable_params": self.cost.trainable_params,
-            "fits": self.fits,
-            "candidate": dict(self.candidate.values),
-            "adapter_config": dict(self.plan.config),
-        }
-
-
-def estimate(**fields: Any) -> list[Estimate]:
-    """Count exactly what the space's own configurations train, and its smallest; trains nothing.
+    Args:
+        candidates: A configuration or several, as under `start` in a space, or a YAML or JSON file of them; by default
+            those that the space starts with, and its smallest.
+        fields: Fields of a SearchRequest.
 
     Raises:
         AutopeftError: Of the kind that says what is wrong.
     """
     request = _checked({**demo_defaults(fields), **fields})
-    problem = assemble(request, space=read_space(request.space)).problem
-    problem.check_feasible()
-    anatomy = problem.anatomy
-    assert anatomy is not None
-    whole = [problem.space.complete(start) for start in problem.space.start]
-    candidates = [fitted for c in whole if (fitted := problem.fit(c)) is not None and not problem.refusal(fitted)]
-    least = problem.smallest()
-    found = {problem.identity(c): c for c in [*candidates, *([least[0]] if least else [])]}
-    rows = []
-    for candidate in found.values():
-        plan, cost = problem.plan(candidate), problem.cost(candidate)
-        assert plan is not None
-        assert cost is not None
-        fits = problem.parameter_limit is None or cost.trainable_params <= problem.parameter_limit
-        rows.append(Estimate(describe(candidate), candidate, plan, cost, anatomy.base_params, fits))
-    return rows
+    if isinstance(candidates, str | Path):
+        candidates = read_candidates(Path(candidates))
+    elif isinstance(candidates, Mapping):
+        candidates = [candidates]
+    return estimates(request, candidates)
 
 
 def load(adapter_dir: str | Path, *, device: str = "cpu") -> Any:

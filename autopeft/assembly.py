@@ -20,6 +20,7 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
+from autopeft.forecast import prediction
 from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem, bind_space
@@ -164,7 +165,8 @@ def _problem(info: RunInfo, objectives: tuple[Objective, ...], cost: CostFunctio
     elif spread := [p.name for p in space if p.per]:
         raise RequestError(f"space: {spread[0]}: `per` needs a model; a custom runner has none")
     limits = info.parameter_limit, info.memory_limit_bytes
-    return Problem(space, objectives, anatomy, cost, *limits, recipe=recipe, base=base)
+    predicted = None if anatomy is None else prediction(info, anatomy)
+    return Problem(space, objectives, anatomy, cost, *limits, recipe=recipe, base=base, predicted_bytes=predicted)
 
 
 def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Objective]) -> tuple[Objective, ...]:

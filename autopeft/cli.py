@@ -86,6 +86,9 @@ REQUEST: dict[str, Any] = {
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 AdapterDir = Annotated[Path, typer.Argument(help="Folder of an adapter that a search saved.", show_default=False)]
 MergedDir = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.", show_default=False)]
+CandidateFile = Annotated[
+    Path | None, typer.Option(help="YAML or JSON file of configurations to estimate in place of the standard ones.")
+]
 RunDir = Annotated[Path, typer.Argument(help="Run directory.", show_default=False)]
 
 
@@ -161,13 +164,13 @@ def report(run_dir: RunDir, *, as_json: Json = False) -> None:
 
 @app.command()
 @_with_options(*REQUEST)
-def estimate(*, as_json: Json = False, **options: Any) -> None:
-    """Count exactly what the standard configurations train; trains nothing."""
+def estimate(*, candidate: CandidateFile = None, as_json: Json = False, **options: Any) -> None:
+    """Tell what the standard configurations cost: parameters, GPU memory, file, time; trains nothing."""
     fields = _fields(options)
     from autopeft.api import estimate as run
 
     with stdout_kept(as_json):
-        rows = run(**fields)
+        rows = run(candidates=candidate, **fields)
     print_estimates(rows, as_json=as_json)
 
 

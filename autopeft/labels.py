@@ -20,6 +20,7 @@ _SHORT = {
 }
 _SPREAD_OVER_KINDS = ("share", "kinds")
 _NOT_IN_A_LABEL = ("alpha", "dropout", "activation", "scaling")
+_USUAL = ("none", "default")  # values that say that nothing was chosen
 _LABEL_VALUES = 6
 _LONG = 8  # values of a parameter from which a label only sums them up
 
@@ -121,7 +122,7 @@ def _own_label(name: str, group: Mapping[str, Scalar]) -> str:
 
 
 def _setting_label(name: str, group: Mapping[str, Scalar], values: list[Scalar]) -> str:
-    if name in _NOT_IN_A_LABEL or all(isinstance(v, bool) for v in values):
+    if name in _NOT_IN_A_LABEL or all(isinstance(v, bool) or v in _USUAL for v in values):
         return ""
     if name in _SPREAD_OVER_KINDS:
         return _kinds_label(group)

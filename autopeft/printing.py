@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autopeft.api import Estimate
+    from autopeft.estimate import Estimate
     from autopeft.result import Result
 
 _WIDTH_OF_A_FILE = 200
@@ -80,22 +80,27 @@ def print_result(result: Result, *, as_json: bool) -> None:
 
 
 def print_estimates(rows: Sequence[Estimate], *, as_json: bool) -> None:
-    """Print what configurations train."""
-    from autopeft.units import show_percent
+    """Print what configurations cost."""
+    from autopeft.units import show_bytes, show_percent, show_seconds
 
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
+    limited = any(row.largest_batch is not None for row in rows)
+    columns = ["configuration", "adapter", "head", "of the model", "GPU memory", "file", "a trial here"]
     print_table(
-        ["configuration", "adapter", "head", "trained", "of the model", "fits"],
+        [*columns, *(["rows that fit"] if limited else []), "fits"],
         [
             [
                 row.configuration,
                 f"{row.cost.adapter_params:,}",
                 f"{row.cost.head_params:,}",
-                f"{row.cost.trainable_params:,}",
                 show_percent(row.cost.trainable_params / row.base_params),
-                row.fits,
+                show_bytes(row.cost.memory_bytes) if row.cost.memory_bytes else "",
+                show_bytes(row.adapter_bytes) if row.adapter_bytes else "",
+                show_seconds(row.seconds) if row.seconds else "",
+                *([row.largest_batch] if limited else []),
+                row.refusal or "yes",
             ]
             for row in rows
         ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
@@ -143,11 +144,14 @@ class Problem:
             return "it trains nothing"
         if params > self._adapter_limit:
             return f"{show_count(params)} adapter parameters are more than the {show_count(self._adapter_limit)} left"
-        limit, cost = self.memory_limit_bytes, self.cost(candidate) if self.predicted_bytes is not None else None
-        if limit is not None and cost is not None and cost.memory_bytes * margin > limit:
-            needed = show_bytes(int(cost.memory_bytes * margin))
-            return f"it is predicted to need up to {needed}, which is more than {show_bytes(limit)}"
-        return ""
+        return self._too_much_memory(candidate, margin=margin)
+
+    def _too_much_memory(self, candidate: Candidate, *, margin: float = 1.0) -> str:
+        limit = self.memory_limit_bytes
+        if limit is None or self.predicted_bytes is None or self.anatomy is None:
+            return ""
+        needed = self.predicted_bytes(self._plan(candidate, self.anatomy)) * margin
+        return "" if needed <= limit else f"it is predicted to need {show_bytes(needed)}, more than {show_bytes(limit)}"
 
     def identity(self, candidate: Candidate) -> str:
         """Give what makes two candidates the same training: equal plans are duplicates whatever their values."""
@@ -163,6 +167,19 @@ class Problem:
         """
         self._check_recipe()
         self._check_weights()
+        if next(self._starts(), None) is None:
+            # Only now: on a large space the smallest takes seconds to find.
+            self._check_smallest()
+        self._check_memory()
+
+    def _starts(self) -> Iterator[Candidate]:
+        """Give the configurations to start with that can be trained within the parameter budget."""
+        for start in self.space.start:
+            fitted = self.fit(self.space.complete(start))
+            if fitted is not None and not self._unfit(fitted):
+                yield fitted
+
+    def _check_smallest(self) -> None:
         found = self.smallest()
         if found is None:
             first = self.space.complete(self.space.start[0] if self.space.start else {})
@@ -179,6 +196,23 @@ class Problem:
         raise InfeasibleError(
             f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
             f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
+        )
+
+    def _check_memory(self) -> None:
+        """Make sure that the memory is predicted to hold some configuration: one to start with, or the smallest."""
+        if self.memory_limit_bytes is None or self.predicted_bytes is None or self.anatomy is None:
+            return
+        least: int | None = None
+        for candidate in chain(self._starts(), (found[0] for found in (self.smallest(),) if found)):
+            needed = self.predicted_bytes(self._plan(candidate, self.anatomy))
+            if needed <= self.memory_limit_bytes:
+                return
+            least = needed if least is None else min(least, needed)
+        raise InfeasibleError(
+            f"memory: {show_bytes(self.memory_limit_bytes)}; with {self.recipe.batch_size} rows a step the leanest "
+            f"configuration here is predicted to need {show_bytes(least or 0)}. Raise --memory, lower --batch-size or "
+            "--max-length, or use --gradient-accumulation-steps or --gradient-checkpointing (autopeft estimate tells "
+            "what fits)."
         )
 
     def _check_recipe(self) -> None:

@@ -222,6 +222,7 @@ class Space:
             by_name[parameter.name] = parameter
         # Of a bound space the kinds of its model are known, beside those that others have.
         spread = {p.base for p in self.parameters if "[" in p.name}
+        over_kinds = {p.base for p in self.parameters if not p.name.partition("[")[2].rpartition("/")[2][:1].isdigit()}
         known = {*KINDS, *(part for p in self.parameters for part in p.name.partition("[")[2][:-1].split("/") if part)}
         faults = []
         for name, value in partial.items():
@@ -233,8 +234,12 @@ class Space:
                 faults.append(f"{name}: it has one value for the whole model, not {dict(value)}")
                 continue
             for part in (part for key in value for part in key.split("/")) if isinstance(value, Mapping) else ():
-                if spread and not part[:1].isdigit() and part not in known:
+                if not spread or part[:1].isdigit():
+                    continue
+                if part not in known:
                     faults.append(f"{name}: {unknown(part, known, what='kind of module')}")
+                elif name in spread and name not in over_kinds:
+                    faults.append(f"{name}: it differs by layer only, and {part!r} is a kind of module")
             for key, single in value.items() if isinstance(value, Mapping) else (("", value),):
                 if not domain.holds(single):
                     faults.append(f"{name}{f'[{key}]' if key else ''}: {single!r} is not in {show_domain(domain)}")

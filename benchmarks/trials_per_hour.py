@@ -198,8 +198,9 @@ def prepare(subject: Subject, work: Path, *, steps: int, trials: int) -> str:
     import datasets
 
     from autopeft.assembly import assemble
+    from autopeft.records import Recipe
     from autopeft.request import make_request
-    from autopeft.trial.batches import train_batch
+    from autopeft.trial.batches import train_parts
 
     write_data(subject, work / "data")
     configs = configurations(trials)
@@ -209,8 +210,9 @@ def prepare(subject: Subject, work: Path, *, steps: int, trials: int) -> str:
     assert data is not None
     assert anatomy is not None
     rows: list[dict[str, Any]] = []
+    recipe = Recipe(learning_rate=CUSTOMARY_RATE, batch_size=subject.batch_size)
     for step in range(steps):
-        batch = train_batch(data, step, batch_size=subject.batch_size, seed=SEED)
+        (batch,) = train_parts(data, step, recipe=recipe, seed=SEED)
         for i, kept in enumerate(batch["attention_mask"].bool()):
             rows.append({name: _row(tensor[i], kept) for name, tensor in batch.items()})
     datasets.Dataset.from_list(rows).save_to_disk(work / "tokens" / "train")

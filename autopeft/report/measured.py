@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from statistics import median
 
 from autopeft.report.context import Context, Section, fill, pretty
 from autopeft.report.words import MEMORY_KINDS
@@ -39,6 +40,7 @@ def _measures(context: Context) -> Rows:
     for kind, count in kinds.items():
         words = MEMORY_KINDS.get(kind, f"The measure named {kind}.")
         rows.append((f"Memory ({kind or 'custom'})", words if len(kinds) == 1 else f"{words} ({count} trials)"))
+    rows += _prediction(context)
     if any(r.measurement and r.measurement.trainable_params for r in context.complete):
         rows.append(
             (
@@ -58,6 +60,25 @@ def _measures(context: Context) -> Rows:
         )
     )
     return rows
+
+
+def _prediction(context: Context) -> Rows:
+    """Say how near the predicted peaks came to the measured ones, where there are both."""
+    ratios = [
+        r.measurement.memory_bytes / r.measurement.predicted_bytes
+        for r in context.complete
+        if r.measurement and r.measurement.predicted_bytes
+    ]
+    if not ratios:
+        return []
+    low, high = min(ratios), max(ratios)
+    return [
+        (
+            "Predicted memory",
+            f"Before training, by tracing it without storage. Measured over predicted, in {len(ratios)} trials: "
+            f"median {median(ratios):.3f}, from {low:.3f} to {high:.3f}.",
+        )
+    ]
 
 
 def _quality(context: Context) -> str:

@@ -8,7 +8,7 @@ from autopeft.labels import describe, show_rate
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill
 from autopeft.report.words import bits_of, method_of
-from autopeft.units import show_seconds
+from autopeft.units import show_bytes, show_seconds
 
 _REASON_LENGTH = 500
 _TRACEBACK_LENGTH = 6_000  # the last lines say most
@@ -37,6 +37,7 @@ def table(context: Context) -> dict[str, Any]:
             _column(context.title_of(o), [r.values.get(o.name) for r in records], [context.show(o, r) for r in records])
             for o in context.objectives
         ),
+        *_predicted(context),
         _column("learning rate", [r.plan.learning_rate if r.plan else None for r in records], [*map(_rate, records)]),
         _column("time", [r.seconds for r in records], [show_seconds(r.seconds) for r in records]),
         _column("bits", [bits_of(r) for r in records], align="right"),
@@ -52,6 +53,16 @@ def table(context: Context) -> dict[str, Any]:
         "tracebacks": tracebacks,
         "traceback": which,
     }
+
+
+def _predicted(context: Context) -> list[dict[str, Any]]:
+    """Give what memory was predicted before training, where it was."""
+    predicted = [r.cost.memory_bytes if r.cost else 0 for r in context.records]
+    if not any(predicted):
+        return []
+    return [
+        _column("predicted memory", [p or None for p in predicted], [show_bytes(p) if p else "" for p in predicted])
+    ]
 
 
 def _column(title: str, values: list[Any], texts: list[str] | None = None, *, align: str = "left") -> dict[str, Any]:

@@ -72,6 +72,18 @@ class Prepared:
             raise SourceError(f"data: {self.name} has no {name} split; add one, or judge on {', '.join(tables)}")
         return tables[name]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row to train on, its target included where that is apart."""
+        sides = [name for name in ("input_ids", "labels") if name in self.train.column_names]
+        return max(pc.max(pc.list_value_length(self.train[name])).as_py() for name in sides)
+
+    def typical_length(self, rows: int) -> int:
+        """Give the tokens that a row takes in a usual batch of so many: batches are padded to their longest."""
+        lengths = pc.list_value_length(self.train["input_ids"]).to_numpy()
+        batches = [lengths[start : start + rows].max() for start in range(0, len(lengths), rows)]
+        return round(float(sum(batches)) / len(batches))
+
     def card(self) -> dict[str, Any]:
         """Give everything but the rows, as plain values."""
         return {
@@ -81,6 +93,7 @@ class Prepared:
             "label_names": list(self.label_names),
             "pad_id": self.pad_id,
             "max_length": self.max_length,
+            "longest": self.longest,
             "rows_found": dict(self.rows_found),
             "rows": {name: table.num_rows for name, table in self.tables().items()},
             "notes": list(self.notes),

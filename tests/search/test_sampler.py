@@ -49,6 +49,40 @@ def test_every_proposal_is_feasible_and_new(sampler, limit, bert, tmp_path):
     assert len({p.candidate["method"] for p in found}) > 1
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_only_what_is_active_is_drawn(sampler, bert, tmp_path):
+    """A proposal needs one method's parameters; to draw those of all would be most of what it costs."""
+    problem = problem_on(bert)
+    draws: list[set[str]] = []
+
+    def note(names):
+        if "method" in names:  # every draw begins with it
+            draws.append(set())
+        draws[-1].update(names)
+
+    def watched(seed):
+        engine = SAMPLERS[sampler](seed)
+        relative, single = engine.sample_relative, engine.sample_independent
+
+        def sample_relative(study, trial, space):
+            found = relative(study, trial, space)
+            if found:
+                note(found)
+            return found
+
+        def sample_independent(study, trial, name, distribution):
+            note([name])
+            return single(study, trial, name, distribution)
+
+        engine.sample_relative, engine.sample_independent = sample_relative, sample_independent
+        return engine
+
+    proposals(problem, tmp_path, watched, count=40, fast=True)
+    methods = [{name.partition(".")[0] for name in names if "." in name} for names in draws]
+    assert len(methods) > 20
+    assert all(len(one) == 1 for one in methods)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(sampler, bert, tmp_path):
     problem = problem_on(bert, limit=5000)

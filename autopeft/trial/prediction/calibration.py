@@ -150,7 +150,7 @@ class Calibration:
         step, wide = trace.step, prompt_of(plan)
         adapted, begin = self.sites.adapted(plan), self._begin(plan)
         held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
-        samples["entry"].append((_entry(begin, wide), rows, {"entry": held}))
+        samples["entry"].append((self._entry(plan, begin), rows, {"entry": held}))
         above = sum(layer.left for layer in step.layers[begin:])
         for i, layer in enumerate(step.layers[begin:], begin):
             above -= layer.left
@@ -190,7 +190,7 @@ class Calibration:
         known = _plan_features(plan, trained, self.sites)
         static = self._one("static", known["static"], rows) + sum(share.kept for share in shares)
         waiting, optimizer = self._fits["trained"].at(known["trained"], rows)
-        held = self._one("entry", _entry(begin, wide), rows)
+        held = self._one("entry", self._entry(plan, begin), rows)
         above = sum(share.left for share in shares[begin:])
         most = 0.0
         for i, share in enumerate(shares[begin:], begin):
@@ -210,12 +210,22 @@ class Calibration:
         """Give the lowest layer that has a graph."""
         return min(self.sites.whole_from(plan), *self.sites.adapted(plan), self.sites.count)
 
+    def _start(self, plan: AdapterPlan, begin: int) -> str:
+        """Tell what lies below the lowest layer that has a graph: more of the graph, layers, or the embedding."""
+        return "graph" if self.sites.whole_from(plan) <= begin else "layers" if begin else "embedding"
+
+    def _entry(self, plan: AdapterPlan, begin: int) -> Features:
+        """Tell what is kept of all below the lowest layer that has a graph."""
+        return {self._start(plan, begin): 1.0, **prompt_of(plan)}
+
     def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: int) -> Features:
         """Tell where the graph of the lowest layer begins; what it does not save is activations, so many a row."""
         begin = self._begin(plan)
-        if self.sites.whole_from(plan) <= begin or begin not in adapted:
+        start = self._start(plan, begin)
+        if start == "graph" or begin not in adapted:
             return {name: size * rows for name, size in {"whole": 1.0, **prompt_of(plan)}.items()}
-        return {self.sites.first(adapted[begin]): float(rows)}
+        # A model holds its embedding's output until the end; a later layer's input only if the layer saves it.
+        return {f"{start} {self.sites.first(adapted[begin])}": float(rows)}
 
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
         return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
@@ -251,11 +261,6 @@ def _nearest(name: str, sizes: Mapping[str, float]) -> float:
     while f"{phase} {part}" not in sizes and part:
         part = part.rpartition(".")[0]
     return sizes.get(f"{phase} {part}" if " " in name else name, 0.0)
-
-
-def _entry(begin: int, wide: Features) -> Features:
-    """Of what is kept of all below the lowest layer that has a graph; nothing is below the first but the embedding."""
-    return {"above" if begin > 0 else "bottom": 1.0, **wide}
 
 
 def _constant(wide: Features) -> Features:

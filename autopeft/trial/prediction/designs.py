@@ -23,7 +23,8 @@ _SAMPLES_PER_UNKNOWN = 1.3
 def designs(plan: AdapterPlan, anatomy: Anatomy, sites: Sites) -> list[AdapterPlan]:
     """Give plans of the structure of a plan; none where it is not known how to make them.
 
-    Each begins at another input of the lowest layer, as what that layer saves depends on it.
+    They begin at several inputs of the lowest layer, as what that layer saves depends on it; where a plan begins at
+    another one, its own trace tells.
     """
     if TOKENS in plan.config:
         return _prompts(plan)
@@ -40,7 +41,7 @@ def designs(plan: AdapterPlan, anatomy: Anatomy, sites: Sites) -> list[AdapterPl
     sized = "r" in plan.config
     # Each counts with and without the rows of the batch; the lowest adapted layer is no sample of a whole one.
     unknowns = 2 * (1 + len(inputs) + (2 if sized else 1) * len(used))
-    count = max(_LEAST, len(inputs), round(_SAMPLES_PER_UNKNOWN * unknowns / max(1, len(places) - 1)))
+    count = max(_LEAST, round(_SAMPLES_PER_UNKNOWN * unknowns / max(1, len(places) - 1)))
     # IA3 scales what the last linear of a feed-forward reads, not what it gives.
     scales_input = frozenset(linear.name for linear in anatomy.linears if linear.kind == "down")
     return list(_moved(plan, places, sites, inputs, scales_input, min(count, _MOST)))
@@ -85,7 +86,7 @@ def _moved(
             names = list(places[layer])
             chosen = {name for name in names if draw.random() < 0.5}
             if layer == lowest:
-                begin = inputs[i % len(inputs)]
+                begin = inputs[(i if i < 2 else i - 2) % len(inputs)]
                 starts = [n for n in names if sites.input(places[layer][n]) == begin] or names[:1]
                 order = [sites.order[places[layer][name]] for name in names]
                 least = sites.order[places[layer][starts[0]]]

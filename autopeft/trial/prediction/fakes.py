@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +15,27 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from autopeft.trial.prediction.quantized import fake_weights
 
+# PyTorch asks a tensor that is copied for its address, and warns that there is none.
+warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+
+
+class StorageFreeMode(FakeTensorMode):
+    """The mode of tensors without storage, of which there is one for all copies of a tensor.
+
+    PEFT copies a head that it trains. A copied tensor would take along a copy of its mode, and with it copies of the
+    weak references to storages that a mode keeps: bare pointers, which each copy would free again
+    (torch.multiprocessing.reductions.StorageWeakRef, PyTorch 2.13).
+    """
+
+    def __deepcopy__(self, memo: Any) -> StorageFreeMode:
+        """Give itself."""
+        return self
+
 
 @contextmanager
 def no_storage() -> Iterator[None]:
     """Make tensors without storage in this thread."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _stand_ins():
+    with StorageFreeMode(allow_non_fake_inputs=True), _stand_ins():
         yield
 
 

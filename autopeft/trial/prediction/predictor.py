@@ -19,7 +19,7 @@ from autopeft.trial.prediction.calibration import Calibration, NewError, Run
 from autopeft.trial.prediction.designs import designs
 from autopeft.trial.prediction.kernels import Device
 from autopeft.trial.prediction.setup import TrainingSetup
-from autopeft.trial.prediction.sites import Sites, prompt_of, structure_of
+from autopeft.trial.prediction.sites import Sites, structure_of
 from autopeft.trial.prediction.trace import MemoryTrace, trace_peak
 
 
@@ -28,11 +28,11 @@ class MemoryPredictor:
 
     A structure (method, bits, optimiser, and settings other than places and sizes) is calibrated when it is first asked
     for, by 4 to 20 traces of one step; after that an answer takes well under a millisecond. Where it is not known how
-    to vary a method, its plans are traced as they come, until a plan has nothing new in it. Full fine-tuning, and
-    everything on a model with an encoder and a decoder, is always traced.
+    to vary a method, its plans are traced as they come, until a plan has nothing new in it. Full fine-tuning,
+    prompts, and everything on a model with an encoder and a decoder are always traced.
 
     Args:
-        length: Tokens of the longest batch, where a plan's recipe does not say.
+        length: Tokens of the longest row of the data.
         device: Whose memory; "cpu" counts as the worker does there.
         padded: Whether that batch has rows of different lengths, so that attention needs a mask.
 
@@ -75,8 +75,9 @@ class MemoryPredictor:
         """Give the peak of allocated memory in bytes, as the trace of two steps would."""
         rows = self.setup(plan, rows=rows).batch_size
         key = structure_of(plan)
-        # Full fine-tuning has nothing to place, and an encoder and a decoder do not add up layer by layer.
-        if len(set(self._sites.stacks)) > 1 or not (plan.sizes or prompt_of(plan)):
+        # Full fine-tuning and prompts alone have nothing to place, so that few of their plans differ; an encoder and
+        # a decoder do not add up layer by layer.
+        if len(set(self._sites.stacks)) > 1 or not plan.sizes:
             return self.trace(plan, rows=rows).peak_bytes
         if key not in self._known:
             self._known[key] = self._calibrated(plan)
@@ -91,7 +92,9 @@ class MemoryPredictor:
     def trace(self, plan: AdapterPlan, *, rows: int | None = None) -> MemoryTrace:
         """Trace a plan itself, about a second; what was traced is remembered."""
         setup = self.setup(plan, rows=rows)
-        key = digest(plan.to_dict()), setup.batch_size
+        # What is learnt, and how fast, takes no memory.
+        timeless = replace(plan, recipe=replace(plan.recipe, learning_rate=0.0, weight_decay=0.0, warmup_ratio=0.0))
+        key = digest(timeless.to_dict()), setup.batch_size
         if key not in self._traced:
             self._traced[key] = self._run(plan, setup, steps=2)
         return self._traced[key]

@@ -53,12 +53,13 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, plan: AdapterPlan, *, length: int, device: Device, padded: bool = True) -> TrainingSetup:
-        """Give how autopeft trains a plan; `length` holds where its recipe says none."""
+        """Give how autopeft trains a plan on rows of at most `length` tokens."""
         recipe = plan.recipe
         parts = recipe.gradient_accumulation_steps
         return cls(
             batch_size=-(-recipe.batch_size // parts),
-            length=recipe.max_length or length,
+            # Short texts that share a row fill it; else no row is longer than the longest.
+            length=recipe.max_length if recipe.packing else min(recipe.max_length or length, length),
             base=plan.base,
             optimizer=recipe.optimizer,
             accumulates=parts > 1,

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
 from autopeft.anatomy import Task
 from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
-from autopeft.trial.adapters import attached
+from autopeft.trial.adapters import attached, is_peft
+from autopeft.trial.compose import trained_tensors
 from autopeft.trial.model import AUTO_CLASSES, head_of, quantization, tensors_of
 from autopeft.trial.prediction.allocator import EMPTY_CACHE, CachingAllocator, replay
 from autopeft.trial.prediction.fakes import fake_model, no_storage
@@ -46,6 +47,7 @@ class MemoryTrace:
         base_bytes: The base model, its scales included.
         adapter_bytes: What attaching the adapter added, frozen projections included.
         state_bytes: What the optimiser keeps.
+        saved_bytes: The tensors of the adapter's file.
         trained_params: Scalars that are trained.
         step: The second step in detail.
         seconds: Time that the trace took.
@@ -56,6 +58,7 @@ class MemoryTrace:
     base_bytes: int
     adapter_bytes: int
     state_bytes: int
+    saved_bytes: int
     trained_params: int
     step: StepMemory
     seconds: float
@@ -98,6 +101,7 @@ def trace_peak(
             layers = layers_of(model)
             with _without_garbage():
                 adapted = _attach(model, adapter, task)
+                saved_bytes = _saved_bytes(adapted, by_peft=not isinstance(adapter, AdapterPlan) or is_peft(adapter))
                 if setup.gradient_checkpointing:
                     _checkpoint(model, kernels)
                 trained = _make_trainable(adapted, setup)
@@ -137,6 +141,7 @@ def trace_peak(
         base_bytes=base_bytes,
         adapter_bytes=adapter_bytes,
         state_bytes=state_bytes,
+        saved_bytes=saved_bytes,
         trained_params=sum(p.numel() for p in trained),
         step=last,
         seconds=time.monotonic() - start,
@@ -173,6 +178,15 @@ def _attach(model: Any, adapter: AdapterPlan | PeftConfig | None, task: Task) ->
     if isinstance(adapter, AdapterPlan):
         return attached(model, adapter, task=task, head=head_of(model, task))
     return get_peft_model(model, adapter)
+
+
+@torch.no_grad()
+def _saved_bytes(adapted: Any, *, by_peft: bool) -> int:
+    if by_peft and isinstance(adapted, PeftModel):
+        tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    else:
+        tensors = trained_tensors(adapted)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def _checkpoint(model: Any, kernels: DeviceKernels) -> None:
