@@ -93,8 +93,11 @@ class FeasibleSampler(BaseSampler):
             SpaceExhausted: If there is nothing, or the space is not small.
         """
         everything = every_candidate(self._problem.space, most=ENUMERATED)
-        for i in np.random.default_rng(state).permutation(len(everything)):
-            candidate = self._problem.fit(everything[i])
+        smallest = self._problem.smallest()
+        drawn = [everything[i] for i in np.random.default_rng(state).permutation(len(everything))]
+        # Under a budget that hardly allows anything, all draws may be too large.
+        for left in [*drawn, *([smallest[0]] if smallest else [])]:
+            candidate = self._problem.fit(left)
             if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                 continue
             if self._problem.identity(candidate) not in known:

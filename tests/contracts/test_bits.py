@@ -167,11 +167,12 @@ def test_gradients_on_a_quantised_base_are_those_on_its_dense_twin(family, task,
         dense_logits, dense_grads = gradients(twin, plan, anatomy, away=away)
         assert grads.keys() == dense_grads.keys()
         pairs = {"logits": (logits, dense_logits), **{n: (grads[n], dense) for n, dense in dense_grads.items()}}
+        # Attention does not change with the bias of its keys, whose gradient is the rounding of what cancels out.
+        rounding = 1e-6 * max(dense.norm() for dense in dense_grads.values())
         wrong += [
             f"{name}, {what}: off by {(one - dense).norm():.1e} of {dense.norm():.1e}"
             for what, (one, dense) in pairs.items()
-            # Attention does not change with the bias of its keys, whose gradient is all rounding.
-            if not (one - dense).norm() <= 1e-4 * dense.norm() + (1e-6 if "k_proj.bias" in what else 1e-8)
+            if not (one - dense).norm() <= 1e-4 * dense.norm() + rounding
         ]
         compared += 1
     assert not wrong

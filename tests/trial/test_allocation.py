@@ -9,7 +9,7 @@ from families import batch_of
 from safetensors.torch import load_file
 
 from autopeft.problem import plan_of
-from autopeft.records import BaseFormat, Candidate
+from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 from autopeft.trial.train import train
@@ -29,9 +29,9 @@ def trained(resident, anatomy, steps):
     adapted = resident.attach(plan, task=TASK, head=anatomy.head)
     train(
         adapted,
-        batch_at=lambda step: batch_of(TASK),
+        parts_at=lambda step: [batch_of(TASK)],
         steps=steps,
-        learning_rate=1e-2,
+        recipe=Recipe(1e-2),
         seed=0,
         device="cpu",
         measured_step=0,
