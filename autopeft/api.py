@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,9 @@ def _search_in(
     problem, info = assembly.problem, assembly.info
     for note in run.notes:
         view.note(note)
-    view.started(info, run.records, front(run.records, problem.objectives))
+    # Trials and time may be others in this sitting.
+    sitting = replace(info, request={**info.request, "trials": request.trials, "time": request.time})
+    view.started(sitting, run.records, front(run.records, problem.objectives))
     for note in info.data.get("notes", ()):
         view.note(note)
     if info.anatomy is not None:

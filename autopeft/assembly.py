@@ -57,6 +57,7 @@ def assemble(
     objectives: Sequence[Objective] = (),
     runner: TrainFunction | str | None = None,
     cost: CostFunction | None = None,
+    cuda: bool | None = None,
 ) -> Assembly:
     """Read the model and the data of a request, bind the space, count: everything that can go wrong before training.
 
@@ -65,6 +66,7 @@ def assemble(
         objectives: Objectives that the caller brings along; one with a known name takes its place.
         runner: With a custom runner there is neither model nor data.
         cost: Candidate -> trained parameters, for a custom runner.
+        cuda: Whether trainings are thought of on a CUDA device; by default where there is one.
 
     Raises:
         AutopeftError: Of the kind that says what is wrong, and what to do.
@@ -80,6 +82,7 @@ def assemble(
     prepared, metric = None, None
     if runner is None:
         model, anatomy, prepared = _read_sources(request, parse_space(space))
+        model = model if cuda is None else {**model, "cuda": cuda}
         metric = request.metric_for(prepared.task)
         limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
         fields |= {"anatomy": anatomy.to_dict(), "model": model, "data": prepared.card(), "parameter_limit": limit}

@@ -72,19 +72,27 @@ def estimates(request: SearchRequest, candidates: Sequence[Mapping[str, Any]] | 
     Raises:
         AutopeftError: Of the kind that says what is wrong.
     """
-    assembly = assemble(request, space=read_space(request.space))
+    # Whatever this machine is, it is a GPU that is asked about: what only a GPU is offered is offered here.
+    assembly = assemble(request, space=read_space(request.space), cuda=True)
     problem, anatomy = assembly.problem, assembly.problem.anatomy
     assert anatomy is not None
-    # Whatever this machine is, it is a GPU's memory that is asked about.
     predictor = memory_predictor(assembly.info, anatomy, "cuda")
     problem = replace(problem, predicted_bytes=lambda plan: predictor.trace(plan).peak_bytes)
     if candidates is None:
         problem.check_feasible()
         chosen = list(_standard(problem))
     else:
-        chosen = [problem.space.complete(candidate) for candidate in candidates]
+        chosen = [_read(problem, number, candidate) for number, candidate in enumerate(candidates, start=1)]
     distinct = {problem.identity(candidate): candidate for candidate in chosen}
     return [_estimate(assembly, problem, candidate) for candidate in distinct.values()]
+
+
+def _read(problem: Problem, number: int, values: Mapping[str, Any]) -> Candidate:
+    try:
+        return problem.space.complete(values)
+    except RequestError as error:
+        remedy = "name another --space (autopeft spaces lists them), or one of your own that has it"
+        raise RequestError(*(f"candidate {number}: {fault}; {remedy}" for fault in error.faults)) from None
 
 
 def _standard(problem: Problem) -> Iterator[Candidate]:

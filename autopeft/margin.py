@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from autopeft.records import TrialRecord
 
 MOST = 2.0
-"""Beyond this factor it is not the prediction that was wrong, but something else took the memory."""
+"""Where memory ran out although less than half of it was predicted to be needed, something else took it."""
 
 
 def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
@@ -27,12 +27,8 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
         predicted = record.cost.memory_bytes if record.cost is not None else 0
         if predicted <= 0:
             continue
-        if record.exhausted_bytes:
-            needed = (limit_bytes + 1) / predicted
-        elif record.measurement is not None:
-            needed = record.measurement.memory_bytes / predicted
-        else:
-            continue
-        if needed <= MOST:
+        if record.measurement is not None:
+            margin = max(margin, record.measurement.memory_bytes / predicted)
+        elif record.exhausted_bytes and (needed := (limit_bytes + 1) / predicted) <= MOST:
             margin = max(margin, needed)
     return margin

@@ -166,6 +166,7 @@ class Problem:
             InfeasibleError: Naming the smallest configuration and its size.
         """
         self._check_recipe()
+        self._check_references()
         self._check_weights()
         if next(self._starts(), None) is None:
             # Only now: on a large space the smallest takes seconds to find.
@@ -219,6 +220,17 @@ class Problem:
         free = {p.name for p in self.space} & {"batch_size", "gradient_accumulation_steps", "packing"}
         if self.anatomy is not None and not free and (why := conflict(self.recipe, task=self.anatomy.task)):
             raise RequestError(why)
+
+    def _check_references(self) -> None:
+        """Make sure that nobody waits for references that a budget forbids."""
+        method = next((p.domain for p in self.space if p.name == "method"), None)
+        if self.parameter_limit is None or self.anatomy is None or not isinstance(method, Choices):
+            return
+        if found := [str(name) for name in method.values if METHODS[str(name)].reference]:
+            raise RequestError(
+                f"budget: {', '.join(found)} are references to compare with, and never under a budget; give --budget "
+                "none, or a space without them"
+            )
 
     def _check_weights(self) -> None:
         """Make sure that the frozen weights alone fit the memory; all else comes on top of them."""

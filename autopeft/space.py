@@ -227,7 +227,7 @@ class Space:
         faults = []
         for name, value in partial.items():
             if name not in by_name:
-                faults.append(str(unknown(name, by_name, what="parameter")))
+                faults.append(str(unknown(name, _alike(name, by_name.values()), what="parameter")))
                 continue
             parameter, domain = by_name[name], by_name[name].domain
             if isinstance(value, Mapping) and not parameter.per and name not in spread:
@@ -245,6 +245,13 @@ class Space:
                     faults.append(f"{name}{f'[{key}]' if key else ''}: {single!r} is not in {show_domain(domain)}")
         if faults:
             raise RequestError(*faults)
+
+
+def _alike(name: str, parameters: Iterable[Parameter]) -> list[str]:
+    """Give the names among which one may have been meant: those of its method, where it begins with one, unbound."""
+    names = dict.fromkeys(p.base or p.name for p in parameters)
+    method = name.rpartition(".")[0]
+    return [other for other in names if other.rpartition(".")[0] == method] or list(names)
 
 
 def _assigned(parameter: Parameter, partial: Assignment) -> Scalar:

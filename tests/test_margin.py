@@ -33,9 +33,12 @@ def test_what_ran_out_of_memory_would_be_refused_the_next_time(predicted):
     assert (predicted - 2**20) * margin < LIMIT  # and little more than that
 
 
-def test_what_took_far_more_says_nothing_of_the_prediction():
+def test_memory_that_something_else_took_says_nothing_of_the_prediction():
     assert safety_margin([record(LIMIT // 4, exhausted=1)], limit_bytes=LIMIT) == 1.0
-    assert safety_margin([record(100, measured=int(100 * MOST) + 1)], limit_bytes=LIMIT) == 1.0
+
+
+def test_a_peak_that_was_measured_counts_however_far_off_the_prediction_was():
+    assert safety_margin([record(100, measured=int(100 * MOST) + 50)], limit_bytes=LIMIT) == MOST + 0.5
 
 
 def test_it_is_the_same_from_records_that_were_stored():

@@ -91,7 +91,7 @@ def hybrid(*parts: Part, title: str, source: str, with_layers: bool = False) -> 
         title=title,
         source=source,
         learning_rate=first.learning_rate,
-        learning_rate_source=f"{first.title}'s, for all parts",
+        learning_rate_source=f"that of {first.title}, for all parts",
         settings={name: p.method.settings[s] for name, (p, s) in offered.items()}
         | ({"layers": "1 where a layer is adapted"} if with_layers else {}),
         allowed={name: allowed(p, s) for name, (p, s) in offered.items()}

@@ -22,7 +22,7 @@ def trainable_params(linears: int, *, scalars: int, tying: float) -> int:
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place an update on every linear that is on."""
     targets, rank = targets_of(settings, anatomy), one_size(settings, "rank", 2)
-    scalars, tying = one_size(settings, "scalars", 64), number(settings.get("tying"), 0.0)
+    scalars, tying = one_size(settings, "scalars", 32), number(settings.get("tying"), 0.0)
     config = {
         "peft_type": "TINYLORA",
         "r": rank,
@@ -40,7 +40,7 @@ METHOD = Method(
     title="TinyLoRA",
     source="arXiv:2602.04118",
     learning_rate=5e-3,
-    learning_rate_source="as for prompt tuning's order of size: it too trains very few scalars",
+    learning_rate_source="ours: ten times LoRA's, since it trains a handful of scalars; no published value was found",
     settings={
         "rank": "singular directions of each weight, a whole number",
         "scalars": "trained scalars of a group of linears",

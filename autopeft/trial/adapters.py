@@ -34,6 +34,7 @@ from autopeft.trial.reading import head_of
 # PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
 # to a machine without a compiler, all of which is counted here; transformers deprecates a flag that PEFT still reads.
 warnings.filterwarnings("ignore", message="Unsupported layer type")
+warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
 warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")
 warnings.filterwarnings("ignore", message="Detected that the base layer has no bias term")
 warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")

@@ -172,17 +172,6 @@ def test_every_method_is_traced_as_planned_and_leaves_memory_whole(tmp_path: Pat
     assert ended.stdout.splitlines()[-1] == str(["trainable_tokens"])  # it needs frequent tokens of some data
 
 
-def test_largest_batch_is_the_last_that_fits(known: tuple[Any, ...]) -> None:
-    _, anatomy, predictor = known
-    plan = plan_of("ia3", anatomy)
-    for rows in (1, 2, 7, 23):
-        limit = predictor.peak(plan, rows=rows)
-        assert predictor.largest_batch(plan, limit) == rows
-        assert predictor.largest_batch(plan, limit - 1) == rows - 1
-    assert predictor.largest_batch(plan, 2**40, most=100) == 100
-    assert predictor.reserved(plan) >= predictor.trace(plan).peak_bytes
-
-
 def test_a_part_of_a_batch_is_what_counts(known: tuple[Any, ...]) -> None:
     _, anatomy, predictor = known
     recipe = Recipe(1e-3, batch_size=24, gradient_accumulation_steps=5)

@@ -12,10 +12,9 @@ import peft
 
 from autopeft.anatomy import Anatomy
 from autopeft.records import AdapterPlan
-from autopeft.trial.prediction.sites import TOKENS, WIDTH, Sites
+from autopeft.trial.prediction.sites import Sites
 
 _RANKS = (2, 8, 32, 64)
-_TOKENS = (2, 32, 64)
 _LEAST, _MOST = 4, 20
 _SAMPLES_PER_UNKNOWN = 1.3
 
@@ -26,8 +25,6 @@ def designs(plan: AdapterPlan, anatomy: Anatomy, sites: Sites) -> list[AdapterPl
     They begin at several inputs of the lowest layer, as what that layer saves depends on it; where a plan begins at
     another one, its own trace tells.
     """
-    if TOKENS in plan.config:
-        return _prompts(plan)
     if len(plan.configs) > 1 or not plan.sizes or not _has_rank_by_module(plan):
         return []
     norms = {norm.name for norm in anatomy.norms}
@@ -54,17 +51,6 @@ def _has_rank_by_module(plan: AdapterPlan) -> bool:
     known = {field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[plan.config["peft_type"]])}
     sized = "r" in plan.config or any(size != 1 for size in plan.sizes.values())
     return not sized or ("r" in plan.config and "rank_pattern" in known)
-
-
-def _prompts(plan: AdapterPlan) -> list[AdapterPlan]:
-    widths = [{WIDTH: plan.config[WIDTH] * factor} for factor in (1, 2)] if plan.config.get(WIDTH) else [{}]
-    # Twice each, for two sizes of a batch.
-    return [
-        replace(plan, config={**plan.config, TOKENS: tokens, **width})
-        for tokens in _TOKENS
-        for width in widths
-        for _ in range(2)
-    ]
 
 
 def _moved(

@@ -103,18 +103,6 @@ class MemoryPredictor:
         """Give what CUDA's caching allocator takes from the device, in bytes: `peak` and what lies about in pieces."""
         return self.trace(plan, rows=rows).reserved_bytes
 
-    def largest_batch(self, plan: AdapterPlan, limit_bytes: int, *, most: int = 4096) -> int:
-        """Give the most rows of a forward pass, up to `most`, whose peak fits a limit; 0 if not even one does."""
-        fits, too_large = 0, most + 1
-        rows = 1
-        while too_large - fits > 1:
-            if self.peak(plan, rows=rows) <= limit_bytes:
-                fits = rows
-            else:
-                too_large = rows
-            rows = min(2 * fits, most) if too_large > most and fits < most else (fits + too_large) // 2
-        return fits
-
     def _calibrated(self, plan: AdapterPlan) -> Calibration:
         known = Calibration(self._sites)
         usual = self.setup(plan).batch_size

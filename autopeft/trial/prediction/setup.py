@@ -59,7 +59,7 @@ class TrainingSetup:
         return cls(
             batch_size=-(-recipe.batch_size // parts),
             # Short texts that share a row fill it; else no row is longer than the longest.
-            length=recipe.max_length if recipe.packing else min(recipe.max_length or length, length),
+            length=(recipe.max_length or length) if recipe.packing else min(recipe.max_length or length, length),
             base=plan.base,
             optimizer=recipe.optimizer,
             accumulates=parts > 1,
