@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from autopeft.anatomy import Anatomy
+from autopeft.binding import bind_space
 from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
@@ -23,7 +24,7 @@ from autopeft.execute.protocol import Executor, make_runner
 from autopeft.forecast import prediction
 from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
-from autopeft.problem import Problem, bind_space
+from autopeft.problem import Problem
 from autopeft.recipe import CUSTOMARY, defaults, holds
 from autopeft.records import Candidate, Measurement, RunInfo, WorkerSpec
 from autopeft.request import SearchRequest

@@ -35,7 +35,8 @@ import peft
 from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 
 from autopeft.anatomy import Task
-from autopeft.problem import Problem, bind_space
+from autopeft.binding import bind_space
+from autopeft.problem import Problem
 from autopeft.records import Recipe, Scalar
 from autopeft.space import Choices, Domain, Ordinal
 from autopeft.space_file import load_space

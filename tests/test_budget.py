@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopeft.binding import bind_space
 from autopeft.budget import project, smallest
-from autopeft.problem import bind_space, plan_of
+from autopeft.problem import plan_of
 from autopeft.records import Candidate
 from autopeft.space import Choices, Ordinal, Parameter, Space
 from autopeft.space_file import load_space, parse_space

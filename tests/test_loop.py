@@ -8,12 +8,13 @@ from itertools import count
 
 import pytest
 
+from autopeft.binding import bind_space
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
 from autopeft.loop import SAME_FAILURES, Limits, judge, search
 from autopeft.objectives import OBJECTIVES, Objective
-from autopeft.problem import Problem, bind_space
+from autopeft.problem import Problem
 from autopeft.records import Measurement, Outcome
 from autopeft.search.study import Proposal, Study, sqlite_url
 from autopeft.space_file import load_space, parse_space

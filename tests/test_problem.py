@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from families import PAIRS
 
+from autopeft.binding import bind_space
 from autopeft.errors import InfeasibleError
 from autopeft.methods import METHODS
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, objective, quality_of
-from autopeft.problem import Problem, bind_space, plan_of
+from autopeft.problem import Problem, plan_of
 from autopeft.records import Candidate, Measurement
 from autopeft.space_file import load_space, parse_space
 

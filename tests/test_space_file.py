@@ -4,9 +4,9 @@ import pytest
 import yaml
 from families import PAIRS
 
+from autopeft.binding import bind_space
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.problem import bind_space
 from autopeft.space import Choices, Ordinal, Real, Whole
 from autopeft.space_file import load_space, parse_space, read_space, space_names
 

@@ -13,10 +13,11 @@ from small_run import make_data, make_run_dir, make_unit, make_worker, pretraine
 from torch import nn
 
 import autopeft
+from autopeft.binding import bind_space
 from autopeft.errors import RequestError, SourceError, TrialError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import Problem, bind_space, plan_of
+from autopeft.problem import Problem, plan_of
 from autopeft.recipe import rate_at
 from autopeft.records import BaseFormat, Candidate
 from autopeft.space_file import load_space

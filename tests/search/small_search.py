@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.binding import bind_space
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import Problem, bind_space
+from autopeft.problem import Problem
 from autopeft.records import TrialRecord
 from autopeft.search.study import Proposal
 from autopeft.space_file import load_space, parse_space
