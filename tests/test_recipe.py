@@ -161,7 +161,7 @@ def test_prompts_are_refused_where_they_would_be_another_method(llama):
 
     for method in ("prompt_tuning", "prefix_tuning", "p_tuning"):
         assert "packing and a prompt" in refusal(method, packing=True)
-    assert "gradient_checkpointing and a prefix" in refusal("prefix_tuning", gradient_checkpointing=True)
+    assert "trained keys and values do not go together" in refusal("prefix_tuning", gradient_checkpointing=True)
     assert refusal("prompt_tuning", gradient_checkpointing=True) == refusal("lora", packing=True) == ""
 
 
@@ -171,7 +171,7 @@ def test_predicted_memory_is_held_against_the_limit_with_its_margin(llama):
     lora = Candidate({"method": "lora"})
     assert built.cost(lora).memory_bytes == 900
     assert built.refusal(lora) == built.refusal(lora, margin=1.1) == ""
-    assert "which is more than" in built.refusal(lora, margin=1.2)
+    assert ", more than" in built.refusal(lora, margin=1.2)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 60])
