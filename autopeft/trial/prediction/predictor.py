@@ -22,7 +22,6 @@ from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.sites import Sites, structure_of
 from autopeft.trial.prediction.trace import MemoryTrace, trace_peak
 
-
 _NOT_FITTED = ("HIRA",)
 """Methods whose fits were seen to be off by more than 2%: HiRA makes products as large as the weights on its way."""
 
