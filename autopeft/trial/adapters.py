@@ -10,6 +10,8 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model
 from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
+from peft.tuners.shira import layer as shira_layer
+from peft.tuners.supertuning import layer as supertuning_layer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -117,6 +119,9 @@ class Resident:
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
         unwrap(self.model)
+        for remembers in (shira_layer, supertuning_layer):
+            # It keeps every layer that it was ever asked about, with all its tensors.
+            remembers._warn_once_about_module_hooks.cache_clear()
         restore(self.model, self._copies)
         self._copies, self._beginnings = {}, {}
         if self.model.is_gradient_checkpointing:

@@ -101,6 +101,8 @@ def start_program(*arguments: object, folder: Path, log: Path) -> subprocess.Pop
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
+            # One core: two threads that wait for each other on a busy machine take minutes.
+            preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
         )
 
 

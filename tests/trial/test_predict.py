@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from families import CONFIGS, LABELS, batch_of
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, VeraConfig, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,7 +26,6 @@ from autopeft.trial.prediction.optimizers import traced_optimizer
 from autopeft.trial.prediction.quantized import fake_weights, weight_bytes
 from autopeft.trial.prediction.steps import held_bytes, state_of
 from autopeft.trial.train import make_optimizer
-from tests.families import CONFIGS, LABELS, batch_of
 
 ROWS, LENGTH = 4, 12
 HALF, FULL = BaseFormat(16), BaseFormat(32)

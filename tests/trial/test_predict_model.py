@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import CONFIGS, LABELS, batch_of
 
 from autopeft.anatomy import Anatomy
 from autopeft.methods import METHODS
@@ -24,7 +25,6 @@ from autopeft.trial.prediction import MemoryPredictor, trace_peak
 from autopeft.trial.prediction.sites import structure_of
 from autopeft.trial.reading import read_anatomy
 from autopeft.trial.train import train
-from tests.families import CONFIGS, LABELS, batch_of
 
 LENGTH, ROWS = 64, 6
 SHAPE: dict[str, Any] = {"vocab_size": 512}
@@ -159,7 +159,10 @@ def test_every_method_is_traced_as_planned_and_leaves_memory_whole(tmp_path: Pat
     checked = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
     if library := find_library("c_malloc_debug"):  # glibc's
         checked["LD_PRELOAD"] = library
-    script = f"from tests.trial.{Path(__file__).stem} import *; trace_every_method(Path({str(tmp_path)!r}))"
+    here = Path(__file__)
+    folders = [str(here.parent), str(here.parents[1])]
+    call = f"trace_every_method(Path({str(tmp_path)!r}))"
+    script = f"import sys; sys.path[:0] = {folders}; from {here.stem} import *; {call}"
     ended = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **checked},
