@@ -26,7 +26,7 @@ from autopeft.trial.reading import read_anatomy
 
 TEXTS = [pair for pair in PAIRS if pair[1] != "text-classification"]
 STOP = 1
-AWAY = {"unilora": 3.0, "peanut": 0.01}
+AWAY = {"unilora": 3.0, "peanut": 0.01, "adalora": 0.5}
 """How far these are moved from their start, and all others by 0.1: as far as changes what is said and does not make it
 the same for all."""
 
