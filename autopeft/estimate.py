@@ -97,12 +97,8 @@ def _read(problem: Problem, number: int, values: Mapping[str, Any]) -> Candidate
 
 def _standard(problem: Problem) -> Iterator[Candidate]:
     """Give the configurations that a search would start with, and the smallest of all."""
-    for start in problem.space.start:
-        fitted = problem.fit(problem.space.complete(start))
-        if fitted is not None and not replace(problem, memory_limit_bytes=None).refusal(fitted):
-            yield fitted
-    if (least := problem.smallest()) is not None:
-        yield least[0]
+    yield from problem.starts()
+    yield from problem.last_resort()
 
 
 def _estimate(assembly: Assembly, problem: Problem, candidate: Candidate) -> Estimate:

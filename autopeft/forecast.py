@@ -12,7 +12,6 @@ from autopeft.compute import training_flops
 from autopeft.records import AdapterPlan, BaseFormat, RunInfo, canonical_json
 
 if TYPE_CHECKING:
-    from autopeft.trial.model import ModelSource
     from autopeft.trial.prediction import MemoryPredictor
 
 Device = Literal["cpu", "cuda"]
@@ -37,11 +36,13 @@ def memory_predictor(info: RunInfo, anatomy: Anatomy, device: Device) -> MemoryP
 @cache
 def _predictor(what: str, longest: int, device: Device) -> MemoryPredictor:
     # Heavy, and of no use where memory is neither limited nor asked for.
-    from autopeft.trial.model import load_config
+    from autopeft.trial.model import ModelSource, load_config
     from autopeft.trial.prediction import MemoryPredictor
 
     source, anatomy = json.loads(what)
-    return MemoryPredictor(load_config(_source(source)), Anatomy.from_dict(anatomy), length=longest, device=device)
+    return MemoryPredictor(
+        load_config(ModelSource.from_dict(source)), Anatomy.from_dict(anatomy), length=longest, device=device
+    )
 
 
 def seconds_of(info: RunInfo, anatomy: Anatomy, plan: AdapterPlan, *, length: int, steps: int) -> float:
@@ -55,13 +56,8 @@ def seconds_of(info: RunInfo, anatomy: Anatomy, plan: AdapterPlan, *, length: in
 @cache
 def _pace(what: str, base: BaseFormat, rows: int, length: int) -> float:
     from autopeft.trial.device import cuda_available
+    from autopeft.trial.model import ModelSource
     from autopeft.trial.pace import seconds_per_flop
 
     device = "cuda" if cuda_available() else "cpu"
-    return seconds_per_flop(_source(json.loads(what)), base, rows=rows, length=length, device=device)
-
-
-def _source(fields: dict[str, object]) -> ModelSource:
-    from autopeft.trial.model import ModelSource
-
-    return ModelSource(**{**fields, "label_names": tuple(fields["label_names"])})  # type: ignore[arg-type]
+    return seconds_per_flop(ModelSource.from_dict(json.loads(what)), base, rows=rows, length=length, device=device)

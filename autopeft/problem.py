@@ -165,17 +165,22 @@ class Problem:
         self._check_recipe()
         self._check_references()
         self._check_weights()
-        if next(self._starts(), None) is None:
+        if next(self.starts(), None) is None:
             # Only now: on a large space the smallest takes seconds to find.
             self._check_smallest()
         self._check_memory()
 
-    def _starts(self) -> Iterator[Candidate]:
+    def starts(self) -> Iterator[Candidate]:
         """Give the configurations to start with that can be trained within the parameter budget."""
         for start in self.space.start:
             fitted = self.fit(self.space.complete(start))
             if fitted is not None and not self._unfit(fitted):
                 yield fitted
+
+    def last_resort(self) -> Iterator[Candidate]:
+        """Give the smallest configuration, which on a large space takes seconds to find: only when it is asked for."""
+        if (found := self.smallest()) is not None:
+            yield found[0]
 
     def _check_smallest(self) -> None:
         found = self.smallest()
@@ -201,7 +206,7 @@ class Problem:
         if self.memory_limit_bytes is None or self.predicted_bytes is None or self.anatomy is None:
             return
         least: int | None = None
-        for candidate in chain(self._starts(), (found[0] for found in (self.smallest(),) if found)):
+        for candidate in chain(self.starts(), self.last_resort()):
             needed = self.predicted_bytes(self._plan(candidate, self.anatomy))
             if needed <= self.memory_limit_bytes:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,9 @@ class FeasibleSampler(BaseSampler):
             SpaceExhausted: If there is nothing, or the space is not small.
         """
         everything = every_candidate(self._problem.space, most=ENUMERATED)
-        smallest = self._problem.smallest()
-        drawn = [everything[i] for i in np.random.default_rng(state).permutation(len(everything))]
+        drawn = (everything[i] for i in np.random.default_rng(state).permutation(len(everything)))
         # Under a budget that hardly allows anything, all draws may be too large.
-        for left in [*drawn, *([smallest[0]] if smallest else [])]:
+        for left in chain(drawn, self._problem.last_resort()):
             candidate = self._problem.fit(left)
             if candidate is None or self._problem.refusal(candidate, margin=self.margin):
                 continue

@@ -173,9 +173,8 @@ class Study:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
         trials = self._study.get_trials(deepcopy=False)
         known = {t.user_attrs.get(IDENTITY) for t in trials}
-        for assignment in self._problem.space.start:
-            candidate = self._problem.fit(self._problem.space.complete(assignment))
-            if candidate is None or self._problem.refusal(candidate, margin=self._feasible.margin):
+        for candidate in self._problem.starts():
+            if self._problem.refusal(candidate, margin=self._feasible.margin):
                 continue
             identity = self._problem.identity(candidate)
             if identity not in known:

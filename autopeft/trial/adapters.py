@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from autopeft.errors import SourceError, TrialError
-from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.records import AdapterPlan
 from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
 from autopeft.trial.initial import (
@@ -232,16 +232,9 @@ def read_about(folder: Path) -> tuple[dict[str, Any], AdapterPlan, ModelSource]:
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-        return about, AdapterPlan.from_dict(about["plan"]), source
+        return about, AdapterPlan.from_dict(about["plan"]), ModelSource.from_dict(about["source"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(f"adapter: {folder} holds no adapter that autopeft saved ({ABOUT}: {error!r})") from None
-
-
-def load_base_of(about: Mapping[str, Any], base: BaseFormat, *, device: str) -> Any:
-    """Load the base of an adapter, with the task head that it was trained from."""
-    source = ModelSource(**{**about["source"], "label_names": tuple(about["source"]["label_names"])})
-    return load_base(source, base, device=device, seed=about["head_seed"])
 
 
 def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
@@ -251,7 +244,7 @@ def load_adapter(folder: Path, *, device: str = "cpu") -> Any:
         SourceError: If the folder holds no adapter of ours, or its base cannot be read.
     """
     about, plan, source = read_about(folder)
-    base = load_base_of(about, plan.base, device=device)
+    base = load_base(source, plan.base, device=device, seed=about["head_seed"])  # the head that it was trained from
     if is_peft(plan):
         return PeftModel.from_pretrained(base, str(folder)).eval()
     adapted = attach_parts(base, plan, task=source.task, head=head_of(base, source.task))

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from autopeft.records import Recipe, Split
 from autopeft.trial.packing import pack
-from autopeft.trial.prepared import Prepared
+from autopeft.trial.prepared import IGNORED, Prepared
 
 Batch = dict[str, Tensor]
 """`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)``, ``(rows, length)``, or of an
 encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All int64, padded on the right. In a packed
 one, `position_ids` in place of the mask."""
 
-_IGNORED = -100  # as in `tokens`, which workers do not load
 _BY_TOKEN = ("input_ids", "labels", "token_type_ids")
 """Columns with a value for each token of a row."""
 
@@ -70,7 +69,7 @@ def rows_left_empty(prepared: Prepared, length: int) -> list[int]:
         return []
     labels = cut(prepared.train["labels"].to_pylist(), length, closing=0)
     numbers = prepared.train["row"].to_pylist()
-    return [number for number, row in zip(numbers, labels, strict=True) if all(label == _IGNORED for label in row)]
+    return [number for number, row in zip(numbers, labels, strict=True) if all(label == IGNORED for label in row)]
 
 
 def evaluation_batches(
@@ -123,7 +122,7 @@ def _batch(rows: Mapping[str, Any], *, pad_id: int, multiple_of: int = 1) -> Bat
     batch = {
         "input_ids": padded(rows["input_ids"], pad_id),
         "attention_mask": padded([[1] * len(ids) for ids in rows["input_ids"]], 0),
-        "labels": padded(rows["labels"], _IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
+        "labels": padded(rows["labels"], IGNORED) if "labels" in rows else torch.tensor(rows["label"]),
     }
     if "token_type_ids" in rows:
         batch["token_type_ids"] = padded(rows["token_type_ids"], 0)

@@ -14,7 +14,7 @@ from autopeft.objectives import METRICS
 from autopeft.request import SearchRequest
 from autopeft.trial.columns import Layout, find_layout
 from autopeft.trial.demo import read_docstrings
-from autopeft.trial.prepared import Prepared, fingerprint
+from autopeft.trial.prepared import IGNORED, Prepared, fingerprint
 from autopeft.trial.rows import Source, read_source
 from autopeft.trial.selection import (
     NoLabelsError,
@@ -27,7 +27,7 @@ from autopeft.trial.selection import (
     survey_rows,
 )
 from autopeft.trial.targets import encode_targets
-from autopeft.trial.tokens import IGNORED, closing_tokens, encode_answers, encode_classes
+from autopeft.trial.tokens import closing_tokens, encode_answers, encode_classes
 
 _TRAINED_ON: Mapping[tuple[str, ...], str] = {
     ("messages",): "the turns of the assistant, rendered by the chat template",

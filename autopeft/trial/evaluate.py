@@ -17,7 +17,7 @@ from autopeft.anatomy import Task
 from autopeft.records import Split
 from autopeft.trial.batches import Batch, evaluation_batches
 from autopeft.trial.generation import judge_generated
-from autopeft.trial.prepared import Prepared
+from autopeft.trial.prepared import IGNORED, Prepared
 
 _CHUNK_LOGITS = 2**24
 """Logits turned to fp32 at once: 64 MiB."""
@@ -97,7 +97,7 @@ def _measure_answers(
             logits, targets = model(**inputs, labels=labels).logits, labels  # it makes the decoder's input of them
         else:
             logits, targets = _continue(model, inputs, labels, keeps=keeps)
-        answer = targets != -100
+        answer = targets != IGNORED
         logits, targets = logits[answer], targets[answer]
         rows = max(1, _CHUNK_LOGITS // logits.shape[-1])
         for some, wish in zip(logits.split(rows), targets.split(rows), strict=True):
@@ -116,7 +116,7 @@ def _measure_answers(
 
 def _continue(model: nn.Module, inputs: Batch, labels: Tensor, *, keeps: bool) -> tuple[Tensor, Tensor]:
     """Give the logits of a causal model from the first answer of the batch on, and the labels that they predict."""
-    first = int((labels != -100).any(0).nonzero()[0])  # the logits before it predict no answer of any row
+    first = int((labels != IGNORED).any(0).nonzero()[0])  # the logits before it predict no answer of any row
     wanted = labels.shape[1] - first + 1
     logits = model(**inputs, **({"logits_to_keep": wanted} if keeps else {})).logits
     # Counted from the end: prompt tuning puts its virtual tokens before the input, and logits come for these too.

@@ -24,9 +24,7 @@ from transformers import GenerationConfig
 
 from autopeft.records import Split
 from autopeft.trial.batches import pad, rows_by_length
-from autopeft.trial.prepared import Prepared
-
-_IGNORED = -100
+from autopeft.trial.prepared import IGNORED, Prepared
 
 # No row is padded on the left, so PEFT's own numbering is right.
 warnings.filterwarnings("ignore", message="Position ids are not supported")
@@ -78,12 +76,12 @@ def generate(
 
 def _last_answer(labels: Sequence[int]) -> int:
     """Give the place where the last answer among the labels begins."""
-    end = max(i for i, label in enumerate(labels) if label != _IGNORED)
-    return end + 1 - len(list(takewhile(lambda label: label != _IGNORED, reversed(labels[: end + 1]))))
+    end = max(i for i, label in enumerate(labels) if label != IGNORED)
+    return end + 1 - len(list(takewhile(lambda label: label != IGNORED, reversed(labels[: end + 1]))))
 
 
 def _answer_length(labels: Sequence[int], start: int) -> int:
-    return sum(label != _IGNORED for label in labels[start:])
+    return sum(label != IGNORED for label in labels[start:])
 
 
 @contextmanager

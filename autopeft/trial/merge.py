@@ -13,9 +13,9 @@ from autopeft.errors import RequestError
 from autopeft.methods import METHODS
 from autopeft.methods.merging import why_unmergeable
 from autopeft.records import BaseFormat
-from autopeft.trial.adapters import is_peft, load_base_of, read_about, unwrap
+from autopeft.trial.adapters import is_peft, read_about, unwrap
 from autopeft.trial.compose import attach_parts, load_parts
-from autopeft.trial.model import load_config, load_tokenizer
+from autopeft.trial.model import load_base, load_config, load_tokenizer
 from autopeft.trial.reading import checkpoint_bits, head_of
 
 
@@ -36,7 +36,7 @@ def merge_adapter(folder: Path, out: Path, *, device: str = "cpu") -> tuple[str,
         raise RequestError(f"out: {out} is not empty; give a new folder")
     config = load_config(source)
     form = plan.base if plan.bits in (16, 32) else BaseFormat(checkpoint_bits(config))
-    base = load_base_of(about, form, device=device)
+    base = load_base(source, form, device=device, seed=about["head_seed"])
     if is_peft(plan):
         adapted = PeftModel.from_pretrained(base, str(folder))
         heads = {

@@ -51,6 +51,11 @@ class ModelSource:
     label_names: tuple[str, ...] = ()
     pad_token_id: int = 0
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelSource:
+        """Rebuild from its fields, or from JSON, which knows no tuples."""
+        return cls(**{**fields, "label_names": tuple(fields["label_names"])})
+
 
 def load_config(source: ModelSource) -> Any:
     """Load the model's configuration, set for the task.

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_IGNORED = -100
+from autopeft.trial.prepared import IGNORED
+
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.05}
 """Most difference of logits, as a share of their size, that is rounding."""
 
@@ -42,9 +43,9 @@ def pack(
     for members, room in zip(bins, free, strict=True):
         gap = room - min(free)
         # The first token of a text follows nothing of its own. Each padding token is a text of one token.
-        said = [label for i in members for label in (_IGNORED, *labels[i][1:])]
+        said = [label for i in members for label in (IGNORED, *labels[i][1:])]
         rows["input_ids"].append([token for i in members for token in texts[i]] + [pad_id] * gap)
-        rows["labels"].append(said + [_IGNORED] * gap)
+        rows["labels"].append(said + [IGNORED] * gap)
         rows["position_ids"].append([place for i in members for place in range(len(texts[i]))] + [0] * gap)
     assert all(len(row) == width for column in rows.values() for row in column)
     return {name: torch.tensor(column) for name, column in rows.items()}

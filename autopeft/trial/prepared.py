@@ -20,6 +20,9 @@ from autopeft.anatomy import Task
 from autopeft.errors import DamagedRunError, SourceError
 from autopeft.records import SCHEMA_VERSION, Split
 
+IGNORED = -100
+"""The label of a token that is not trained on, as PyTorch's cross entropy has it."""
+
 _SPLITS = ("train", "validation", "test")
 
 

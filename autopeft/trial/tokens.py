@@ -20,10 +20,8 @@ from jinja2 import TemplateError
 
 from autopeft.errors import SourceError
 from autopeft.trial.columns import Layout
+from autopeft.trial.prepared import IGNORED
 from autopeft.trial.selection import Row
-
-IGNORED = -100
-"""The label of a token that is not trained on; torch's cross-entropy skips it."""
 
 IDS = pa.list_(pa.int32())
 NO_TEMPLATE = (

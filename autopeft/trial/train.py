@@ -19,11 +19,11 @@ from autopeft.records import Recipe
 from autopeft.trial.allocation import allocation, prune
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import tensors_of
+from autopeft.trial.prepared import IGNORED
 
 Batch = Mapping[str, torch.Tensor]
 
 CLIP_NORM = 1.0
-_IGNORED = -100  # the label of what is not trained on
 
 # On a CPU there is nothing to page, and the moments are plain ones.
 warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
@@ -56,7 +56,7 @@ def shares_of(parts: Sequence[Batch]) -> list[float]:
     """
     if len(parts) == 1:
         return [1.0]
-    counts = [int((part["labels"] != _IGNORED).sum()) for part in parts]
+    counts = [int((part["labels"] != IGNORED).sum()) for part in parts]
     return [count / sum(counts) for count in counts]
 
 

@@ -60,7 +60,7 @@ class TrialWorker:
             raise TrialError(f"{run_dir} is not visible here; put --out on a file system that all nodes share")
         if threads is not None:
             torch.set_num_threads(threads)
-        self._source = ModelSource(**{**source, "label_names": tuple(source["label_names"])})
+        self._source = ModelSource.from_dict(source)
         self._head, self._metric, self._seed = dict(head), metric, data_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")

@@ -14,7 +14,8 @@ from autopeft.request import make_request
 from autopeft.trial.columns import LAYOUTS
 from autopeft.trial.data import prepare
 from autopeft.trial.demo import demo_model
-from autopeft.trial.tokens import IGNORED, encode_answers, prompt_and_answer
+from autopeft.trial.prepared import IGNORED
+from autopeft.trial.tokens import encode_answers, prompt_and_answer
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 MODEL = SHARED / "stories260k-llama-hf"
