@@ -7,9 +7,11 @@ allocator had reserved, in bytes). Prints a table and quantiles, and writes a CS
     python benchmarks/memory_prediction.py runs.json --csv benchmarks/results/memory_prediction.csv
     python benchmarks/memory_prediction.py runs.json --scan 640,672,704,736,768    # which length the runs peaked at
 
-Without runs, it compares the fast model with traces, on random candidates of the default space:
+Without runs, it asks the fast model about random candidates of the default space and compares what it says with their
+traces: first about some that only teach it, then about others, which it has never seen. What is said without a trace
+is the fit's:
 
-    python benchmarks/memory_prediction.py --shape llama-1b --candidates 60 --csv reports/memory-prediction/llama-1b.csv
+    python benchmarks/memory_prediction.py --shape minilm --taught 300 --candidates 60 --csv minilm.csv
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 
 from autopeft.anatomy import Task
 from autopeft.binding import bind_space
+from autopeft.methods import METHODS
 from autopeft.problem import Problem
 from autopeft.records import Recipe, Scalar
 from autopeft.space import Choices, Domain, Ordinal
@@ -169,7 +173,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="without runs: rows of a batch")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="without runs")
     parser.add_argument("--optimizer", default="adamw", help="without runs: a name of a recipe's optimiser")
-    parser.add_argument("--candidates", type=int, default=60, help="without runs: how many to compare")
+    parser.add_argument("--taught", type=int, default=300, help="without runs: how many to ask for before")
+    parser.add_argument("--candidates", type=int, default=60, help="without runs: how many others to compare")
+    parser.add_argument("--methods", default="", help="without runs: only these methods, separated by commas")
+    parser.add_argument("--bits", type=int, default=0, help="without runs: only this many; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="without runs: of the candidates")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -180,10 +187,9 @@ def main() -> None:
             gradient_checkpointing=options.gradient_checkpointing,
             optimizer=options.optimizer,
         )
-        answers = compare_model(options.shape, options.candidates, options.seed, recipe)
+        asked = Asked(options.shape, recipe, options.seed, tuple(options.methods.split(",")), options.bits)
+        answers = list(shown(compare_model(asked, options.taught, options.candidates), options.csv))
         print(summarize_model(answers))
-        if options.csv:
-            write_csv(answers, options.csv)
         return
     runs = [run for run in json.loads(options.runs.read_text(encoding="utf-8")) if options.only in run["name"]]
     if options.scan:
@@ -209,17 +215,35 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the fast model said of a candidate, and what its trace said, in bytes."""
+    """What the fast model said of a candidate, and what its trace said, in bytes.
 
+    Attributes:
+        seen: Whether it only taught the model.
+        by: "fit" if the answer took no trace, else "trace".
+        traces: How many were made for the answer: of designs, and of the plan itself.
+        milliseconds: CPU time of the answer.
+    """
+
+    seen: bool
     method: str
     bits: int
+    by: str
     predicted: int
     traced: int
     error: float
+    traces: int
     milliseconds: float
-    trace_seconds: float
-    calibration_traces: int
-    calibration_seconds: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which candidates are asked for."""
+
+    shape: str
+    recipe: Recipe
+    seed: int
+    methods: tuple[str, ...]
+    bits: int
 
 
 LLAMA_3B = {
@@ -247,46 +271,51 @@ SHAPES: dict[str, tuple[Callable[[], Any], Task, int]] = {
 """A model's shape, its task, and the tokens of a batch."""
 
 
-def compare_model(name: str, count: int, seed: int, recipe: Recipe) -> list[Answer]:
-    """Compare the fast model with traces on random candidates of the default space, at all bits."""
-    make, task, length = SHAPES[name]
+def compare_model(asked: Asked, taught: int, count: int) -> Iterator[Answer]:
+    """Ask about random candidates of the default space, no plan twice; those that only teach are not traced besides."""
+    make, task, length = SHAPES[asked.shape]
     with tempfile.TemporaryDirectory() as folder:
         make().save_pretrained(folder)
         source = ModelSource(folder, task, ("a", "b") if task == "text-classification" else ())
         anatomy, config = read_anatomy(source), load_config(source)
-    problem = Problem(bind_space(load_space("default"), anatomy, cuda=True), (), anatomy, recipe=recipe)
+    space = bind_space(load_space("default"), anatomy, cuda=True)
+    problem = Problem(space, (), anatomy, recipe=asked.recipe)
     predictor = MemoryPredictor(config, anatomy, length=length)
-    draw = random.Random(seed)
-    answers: list[Answer] = []
-    while len(answers) < count:
-        candidate = problem.space.complete({p.name: drawn(p.domain, draw) for p in problem.space})
+    draw = random.Random(asked.seed)
+    known: set[str] = set()
+    while len(known) < taught + count:
+        candidate = space.complete({p.name: drawn(p.domain, draw) for p in space})
         plan = problem.plan(candidate)
-        if problem.refusal(candidate) or plan is None:
+        if plan is None or problem.refusal(candidate) or problem.identity(candidate) in known:
             continue
-        before, start = predictor.traces, time.perf_counter()
-        predictor.calibrate([plan])
-        calibration = time.perf_counter() - start
-        traces = predictor.traces - before
-        start = time.perf_counter()
+        if plan.method not in (asked.methods if any(asked.methods) else METHODS) or asked.bits not in (0, plan.bits):
+            continue
+        known.add(problem.identity(candidate))
+        seen = len(known) <= taught
+        before, start = predictor.traces, time.process_time()
         predicted = predictor.peak(plan)
-        milliseconds = 1000 * (time.perf_counter() - start)
-        trace = predictor.trace(plan)
+        milliseconds = 1000 * (time.process_time() - start)
+        traces = predictor.traces - before
+        traced = predicted if seen else predictor.trace(plan).peak_bytes
         gc.collect()
-        answers.append(
-            answer := Answer(
-                plan.method,
-                plan.bits,
-                predicted,
-                trace.peak_bytes,
-                round(predicted / trace.peak_bytes - 1, 5),
-                round(milliseconds, 3),
-                round(trace.seconds, 2),
-                traces,
-                round(calibration, 2),
-            )
-        )
-        print(f"{answer.method:14} {answer.bits:2} bits  {predicted / 2**30:6.2f} GiB  {answer.error:+.4f}", flush=True)
-    return answers
+        by = "trace" if traces else "fit"
+        error = round(predicted / traced - 1, 5)
+        yield Answer(seen, plan.method, plan.bits, by, predicted, traced, error, traces, round(milliseconds, 3))
+
+
+def shown(answers: Iterable[Answer], path: Path | None) -> Iterator[Answer]:
+    """Pass answers on, each printed and written to a CSV when it comes."""
+    with path.open("w", newline="", encoding="utf-8") if path else nullcontext() as file:
+        writer = csv.writer(file, lineterminator="\n") if file else None
+        if writer:
+            writer.writerow([f.name for f in dataclasses.fields(Answer)])
+        for answer in answers:
+            if writer and file:
+                writer.writerow(dataclasses.astuple(answer))
+                file.flush()
+            said = f"{answer.by:5}  {answer.error:+.4f}" if not answer.seen else f"{answer.traces} traces"
+            print(f"{answer.method:22} {answer.bits:2} bits  {answer.predicted / 2**30:6.2f} GiB  {said}", flush=True)
+            yield answer
 
 
 def drawn(domain: Domain, draw: random.Random) -> Scalar:
@@ -297,21 +326,33 @@ def drawn(domain: Domain, draw: random.Random) -> Scalar:
 
 
 def summarize_model(answers: Sequence[Answer]) -> str:
-    """Give the errors by method, in lines."""
+    """Give what was answered of the candidates never seen, in lines: those by the fit by method, then how many."""
+    fresh = [answer for answer in answers if not answer.seen]
+    fitted = [answer for answer in fresh if answer.by == "fit"]
     lines = []
-    for method in sorted({answer.method for answer in answers}):
-        errors = [abs(answer.error) for answer in answers if answer.method == method]
-        lines.append(f"{method:14} {len(errors):3}  median {statistics.median(errors):.4f}  largest {max(errors):.4f}")
-    errors = [abs(answer.error) for answer in answers]
-    calibrated = [answer for answer in answers if answer.calibration_traces]
-    seconds = statistics.median(answer.calibration_seconds for answer in calibrated)
-    quick = statistics.median(answer.milliseconds for answer in answers)
-    traces = sum(answer.calibration_traces for answer in answers)
-    lines.append(
-        f"{'all':14} {len(errors):3}  median {statistics.median(errors):.4f}  largest {max(errors):.4f}; "
-        f"an answer takes {quick:.2f} ms; {traces} traces for {len(calibrated)} of them, {seconds:.1f} s each time"
-    )
+    for method in sorted({answer.method for answer in fresh}):
+        errors = [abs(answer.error) for answer in fitted if answer.method == method]
+        quantiles = f"median {statistics.median(errors):.4f}  largest {max(errors):.4f}" if errors else ""
+        traced = sum(answer.method == method for answer in fresh) - len(errors)
+        lines.append(f"{method:22} by the fit {len(errors):3}  by a trace {traced:3}  {quantiles}")
+    seen = [answer for answer in answers if answer.seen]
+    lines.append(f"taught by {len(seen)} candidates, {sum(answer.traces for answer in seen)} traces")
+    if fitted:
+        errors, times = sorted(abs(a.error) for a in fitted), sorted(a.milliseconds for a in fitted)
+        lines.append(
+            f"{len(fitted)} of {len(fresh)} never seen answered by the fit: error median "
+            f"{statistics.median(errors):.4f}, 90% below {quantile(errors, 0.9):.4f}, largest {errors[-1]:.4f}, "
+            f"{sum(error <= 0.02 for error in errors)} within 2%; CPU time median {statistics.median(times):.2f} ms, "
+            f"99% below {quantile(times, 0.99):.2f} ms"
+        )
+    traces = sum(answer.traces for answer in fresh)
+    lines.append(f"{len(fresh) - len(fitted)} of {len(fresh)} answered by a trace, {traces} traces")
     return "\n".join(lines)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Give the value that a share of sorted values does not exceed."""
+    return values[min(len(values) - 1, int(share * len(values)))]
 
 
 def write_plot(rows: Sequence[Row], path: Path) -> None:

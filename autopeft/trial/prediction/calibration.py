@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.records import AdapterPlan
+from autopeft.trial.prediction.parts import names_of, size_field
 from autopeft.trial.prediction.sites import Adapted, Features, Sites, prompt_of
 from autopeft.trial.prediction.trace import MemoryTrace
 
@@ -21,6 +22,10 @@ _Lowest = tuple[Features, Features, int, Mapping[str, float]]
 
 _END = "forward "
 """The last part of a layer's forward pass."""
+_SHARES_PROJECTIONS = ("VERA", "PVERA")
+"""Methods whose frozen projections are one pair for the model, as wide as the widest linear that they adapt."""
+RIGHT = 0.01
+"""Relative error up to which an answer proves what was learnt of a structure."""
 _UNSEEN = 1e-6
 """Share of a sample that lies outside of all that was fitted, from which on it counts as something new."""
 
@@ -121,10 +126,14 @@ class Calibration:
 
     Attributes:
         runs: What was traced.
+        proven: Whether an answer has been found right; until then each is held against a trace.
+        failures: How many were found wrong.
     """
 
     sites: Sites
     runs: list[Run] = field(default_factory=list)
+    proven: bool = False
+    failures: int = 0
     _fits: dict[str, Fit] = field(default_factory=dict)
     _shares: dict[tuple[object, ...], _Share] = field(default_factory=dict)
 
@@ -147,6 +156,17 @@ class Calibration:
             samples["missing"].append((first, rows, {name: whole[name] - size for name, size in sizes.items()}))
         self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
         self._shares.clear()
+
+    def judge(self, answer: int | None, run: Run) -> None:
+        """Hold an answer, None where there was none, against the trace, and learn from that what is new.
+
+        As long as no answer was right, this is asked of every plan.
+        """
+        if answer is not None:
+            self.proven = abs(answer / run.trace.peak_bytes - 1) <= RIGHT
+            self.failures += not self.proven
+        if not self.proven or answer is None:
+            self.learn([run])
 
     def _read(self, run: Run, samples: Mapping[str, list[Sample]], lowest: list[_Lowest]) -> None:
         plan, rows, trace = run
@@ -284,9 +304,10 @@ def _plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str
     static: dict[str, float] = {"1": 1.0}
     static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
     for part, config in enumerate(plan.configs):
-        # One size for all modules: of frozen projections that they share.
-        if "r" in config and "rank_pattern" not in config:
-            static[f"r {part}"] = float(config["r"])
+        if config.get("peft_type") in _SHARES_PROJECTIONS and (field := size_field(config)):
+            fans = [sites.fans[name] for name in names_of(config)]
+            for side, widest in zip(("read", "given"), map(max, zip(*fans, strict=True)), strict=True):
+                static[f"{side} by part {part}"] = float(config[field] * widest)
     if prompt_of(plan):
         static["params"] = float(trained)
     return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}

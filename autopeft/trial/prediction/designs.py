@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import peft
-
 from autopeft.anatomy import Anatomy
+from autopeft.methods import METHODS
 from autopeft.records import AdapterPlan
+from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, Config, is_by_module, moved, names_of, size_field
 from autopeft.trial.prediction.sites import Sites
 
 _RANKS = (2, 8, 32, 64)
+_SIZES: Mapping[str | None, tuple[Any, ...]] = {
+    "r": (8, 16, 32, 64),  # some methods cut it into pieces
+    "init_r": (3, 12, 48, 96),
+    "oft_block_size": (4, 16, 32, 64),
+    "sparsity": (0.9, 0.99, 0.999),
+}
+"""Sizes of a part that has one for all modules, by the field that says it."""
+_FREQUENCIES = (100, 300, 1000, 3000)
+_TOKENS, _WIDTHS = (4, 64), (16, 256)
 _LEAST, _MOST = 4, 20
 _SAMPLES_PER_UNKNOWN = 1.3
 
@@ -22,73 +30,87 @@ _SAMPLES_PER_UNKNOWN = 1.3
 def designs(plan: AdapterPlan, anatomy: Anatomy, sites: Sites) -> list[AdapterPlan]:
     """Give plans of the structure of a plan; none where it is not known how to make them.
 
-    They begin at several inputs of the lowest layer, as what that layer saves depends on it; where a plan begins at
-    another one, its own trace tells.
+    They begin at every input of the lowest layer, as what that layer saves depends on it, and twice with what a method
+    can adapt outside the layers.
     """
-    if len(plan.configs) > 1 or not plan.sizes or not _has_rank_by_module(plan):
+    parts = [_everywhere(config, plan, anatomy) for config in plan.configs]
+    if not all(names_of(part) or TOKENS in part for part in parts):
         return []
-    norms = {norm.name for norm in anatomy.norms}
-    names = norms if any(name in norms for name in plan.sizes) else {linear.name for linear in anatomy.linears}
     places: dict[int, dict[str, str]] = {}
-    for name in [*(x.name for x in anatomy.linears), *(x.name for x in anatomy.norms)]:
-        if name in names and (found := sites.place(name)) is not None:
+    outside = []
+    for name in (name for part in parts for name in names_of(part)):
+        if (found := sites.place(name)) is None:
+            outside.append(name)
+        else:
             places.setdefault(found[0], {})[name] = found[1]
-    used = list(dict.fromkeys(site for layer in places.values() for site in layer.values()))
-    inputs = list(dict.fromkeys(sites.input(site) for site in used))
-    sized = "r" in plan.config
+    used = dict.fromkeys(site for layer in places.values() for site in layer.values())
+    inputs = list(dict.fromkeys(sites.input(site) for site in sorted(used, key=sites.rank)))
+    sized = sum(size_field(part) is not None or is_by_module(part) for part in parts)
+    prompts = sum(field in part for part in parts for field in (TOKENS, WIDTH))
     # Each counts with and without the rows of the batch; the lowest adapted layer is no sample of a whole one.
-    unknowns = 2 * (1 + len(inputs) + (2 if sized else 1) * len(used))
-    count = max(_LEAST, round(_SAMPLES_PER_UNKNOWN * unknowns / max(1, len(places) - 1)))
-    # IA3 scales what the last linear of a feed-forward reads, not what it gives.
-    scales_input = frozenset(linear.name for linear in anatomy.linears if linear.kind == "down")
-    return list(_moved(plan, places, sites, inputs, scales_input, min(count, _MOST)))
+    unknowns = 2 * (1 + len(inputs) + (1 + sized / len(parts)) * len(used))
+    needed = round(_SAMPLES_PER_UNKNOWN * unknowns / max(1, len(places) - 1))
+    count = min(max(_LEAST, needed, 2 + len(inputs), 2 ** (1 + prompts)), _MOST)
+    made = []
+    for i in range(count + 2 * bool(outside)):
+        sizes = dict(_placed(i, places, sites, inputs))
+        if i >= count:
+            sizes |= dict.fromkeys(outside, 1)
+        made.append(_with(plan, [_sized(part, i, sizes, sites) for part in parts]))
+    return made
 
 
-def _has_rank_by_module(plan: AdapterPlan) -> bool:
-    """Tell whether PEFT can be told where this method goes and how large it is there, for each module."""
-    if "peft_type" not in plan.config or "target_modules" not in plan.config:
-        return False
-    known = {field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[plan.config["peft_type"]])}
-    sized = "r" in plan.config or any(size != 1 for size in plan.sizes.values())
-    return not sized or ("r" in plan.config and "rank_pattern" in known)
+def _everywhere(config: Config, plan: AdapterPlan, anatomy: Anatomy) -> Config:
+    """Give a part of a plan wherever its method can go, unless what it is at a module cannot be told from another's."""
+    if not is_by_module(config) and any(name != "alpha_pattern" and name.endswith("_pattern") for name in config):
+        return config
+    whole = METHODS[plan.method].build({}, anatomy).config
+    for part in whole.get("parts", (whole,)):
+        if all(part.get(name) == config.get(name) for name in ("peft_type", "adapter_type", "position")):
+            return {**config, **{name: part[name] for name in PLACES if name in part}}
+    return config
 
 
-def _moved(
-    plan: AdapterPlan,
-    places: Mapping[int, Mapping[str, str]],
-    sites: Sites,
-    inputs: list[str],
-    scales_input: frozenset[str],
-    count: int,
-) -> Iterator[AdapterPlan]:
+def _placed(
+    i: int, places: Mapping[int, Mapping[str, str]], sites: Sites, inputs: Sequence[str]
+) -> Iterator[tuple[str, int]]:
+    """Choose modules, each with a number that says which of several sizes it has."""
+    draw = random.Random(i)
     layers = sorted(places)
-    outside = {name: size for name, size in plan.sizes.items() if sites.place(name) is None}
-    for i in range(count):
-        draw = random.Random(i)
-        # Twice, for both sizes of a batch, a layer below stays as it is, to see what its output costs.
-        lowest = layers[min(1, len(layers) - 1)] if i < 2 else layers[0]
-        sizes = dict(outside)
-        for layer in layers[layers.index(lowest) :]:
-            names = list(places[layer])
-            chosen = {name for name in names if draw.random() < 0.5}
-            if layer == lowest:
-                begin = inputs[(i if i < 2 else i - 2) % len(inputs)]
-                starts = [n for n in names if sites.input(places[layer][n]) == begin] or names[:1]
-                order = [sites.order[places[layer][name]] for name in names]
-                least = sites.order[places[layer][starts[0]]]
-                chosen = {name for name, at in zip(names, order, strict=True) if name in chosen and at >= least}
-                chosen.add(starts[0])
-            for name in names:
-                if name in chosen:
-                    sizes[name] = draw.choice(_RANKS) if "r" in plan.config else 1
-        yield _with_sizes(plan, sizes, scales_input)
+    # Twice, for both sizes of a batch, a layer below stays as it is, to see what its output costs.
+    lowest = next(iter(layers[1:] if i < 2 else layers), None)
+    for layer in layers:
+        names = places[layer]
+        chosen = {name for name in names if draw.random() < 0.5}
+        if layer == lowest:
+            begin = inputs[(i if i < 2 else i - 2) % len(inputs)]
+            start = next((name for name, site in names.items() if sites.input(site) == begin), next(iter(names)))
+            least = sites.rank(names[start])
+            chosen = {start, *(name for name in chosen if sites.rank(names[name]) >= least)}
+        if lowest is None or layer >= lowest:
+            yield from ((name, draw.randrange(len(_RANKS))) for name in names if name in chosen)
 
 
-def _with_sizes(plan: AdapterPlan, sizes: Mapping[str, int], scales_input: frozenset[str]) -> AdapterPlan:
-    config: dict[str, Any] = {**plan.config, "target_modules": list(sizes)}
-    if "feedforward_modules" in config:
-        config["feedforward_modules"] = [name for name in sizes if name in scales_input]
-    if "r" in config:
-        config["rank_pattern"] = {f"^{re.escape(name)}$": rank for name, rank in sizes.items()}
-    config.pop("alpha_pattern", None)
-    return replace(plan, sizes=dict(sizes), config=config)
+def _sized(config: Config, i: int, chosen: Mapping[str, int], sites: Sites) -> dict[str, Any]:
+    draw = random.Random(-1 - i)
+    if TOKENS in config:
+        wide = {WIDTH: _WIDTHS[i // 4 % 2]} if WIDTH in config else {}
+        return {**config, **wide, TOKENS: _TOKENS[i // 2 % 2]}
+    field = size_field(config)
+    if not is_by_module(config):
+        one = {field: draw.choice(_SIZES[field])} if field else {}
+        return {**moved(config, chosen), **one}
+    of = _FREQUENCIES if field == "n_frequency" else _RANKS
+    sizes = {name: of[number] for name, number in chosen.items()}
+    if field == "effective_rank":  # how many directions stay as they are
+        sizes = {name: min(sites.fans[name]) - size for name, size in sizes.items() if name in sites.fans}
+    return moved(config, sizes)
+
+
+def _with(plan: AdapterPlan, parts: Sequence[dict[str, Any]]) -> AdapterPlan:
+    sizes: dict[str, int] = {}
+    for part in parts:
+        given = part.get("rank_pattern") or part.get("n_frequency_pattern") or {}
+        sizes |= dict(zip(names_of(part), given.values() or [1] * len(names_of(part)), strict=True))
+        sizes |= {f"{writer}.{part['position']}": size for _, writer, size in part.get("sites", ())}
+    return replace(plan, sizes=sizes, config=parts[0] if len(parts) == 1 else {"parts": parts})

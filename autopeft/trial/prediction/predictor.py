@@ -22,8 +22,8 @@ from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.sites import Sites, structure_of
 from autopeft.trial.prediction.trace import MemoryTrace, trace_peak
 
-_NOT_FITTED = ("HIRA",)
-"""Methods whose fits were seen to be off by more than 2%: HiRA makes products as large as the weights on its way."""
+_MOST_FAILURES = 3
+"""Answers found wrong, after which a structure's plans are traced."""
 
 
 class MemoryPredictor:
@@ -77,21 +77,19 @@ class MemoryPredictor:
     def peak(self, plan: AdapterPlan, *, rows: int | None = None) -> int:
         """Give the peak of allocated memory in bytes, as the trace of two steps would."""
         rows = self.setup(plan, rows=rows).batch_size
-        key = structure_of(plan)
-        # Full fine-tuning and prompts alone have nothing to place, so that few of their plans differ; an encoder and
-        # a decoder do not add up layer by layer.
-        unlike = any(config.get("peft_type") in _NOT_FITTED for config in plan.configs)
-        if unlike or len(set(self._sites.stacks)) > 1 or not plan.sizes:
+        known = self._calibration(plan)
+        if known is None:
             return self.trace(plan, rows=rows).peak_bytes
-        if key not in self._known:
-            self._known[key] = self._calibrated(plan)
         trained = plan.adapter_params + self._anatomy.head_params
         try:
-            return self._known[key].peak(plan, trained, rows)
+            answer = known.peak(plan, trained, rows)
         except NewError:
-            trace = self.trace(plan, rows=rows)
-            self._known[key].learn([Run(plan, rows, trace)])
-            return trace.peak_bytes
+            answer = None
+        if answer is not None and known.proven:
+            return answer
+        trace = self.trace(plan, rows=rows)
+        known.judge(answer, Run(plan, rows, trace))
+        return trace.peak_bytes
 
     def trace(self, plan: AdapterPlan, *, rows: int | None = None) -> MemoryTrace:
         """Trace a plan itself, about a second; what was traced is remembered."""
@@ -106,6 +104,15 @@ class MemoryPredictor:
     def reserved(self, plan: AdapterPlan, *, rows: int | None = None) -> int:
         """Give what CUDA's caching allocator takes from the device, in bytes: `peak` and what lies about in pieces."""
         return self.trace(plan, rows=rows).reserved_bytes
+
+    def _calibration(self, plan: AdapterPlan) -> Calibration | None:
+        """Give what is known of a plan's structure; None where each plan is traced."""
+        if len(set(self._sites.stacks)) > 1 or all(config.get("adapter_type") == "weights" for config in plan.configs):
+            return None
+        key = structure_of(plan)
+        if key not in self._known:
+            self._known[key] = self._calibrated(plan)
+        return None if self._known[key].failures >= _MOST_FAILURES else self._known[key]
 
     def _calibrated(self, plan: AdapterPlan) -> Calibration:
         known = Calibration(self._sites)

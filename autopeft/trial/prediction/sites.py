@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.methods.bottleneck import sites as blocks_of
 from autopeft.records import AdapterPlan
+from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, size_field, sizes_of
 
-Adapted = Mapping[str, int]
+Adapted = Mapping[str, float]
 """The adapted sites of one layer and their sizes. A site is a name in `plan.sizes` without the index of its layer."""
 Features = Mapping[str, float]
 
-TOKENS, WIDTH = "num_virtual_tokens", "encoder_hidden_size"
-# Fields of configurations that say where an adapter is and how large, but do not change its structure.
+# Fields of configurations that say where an adapter is and how large, or that take no memory.
 _SPREAD = frozenset(
     [
-        *("target_modules", "feedforward_modules", "r", "lora_alpha", "alpha", "use_rslora", "n_frequency"),
-        *("sites", "biases", "new", TOKENS, WIDTH),
+        *(*PLACES, TOKENS, WIDTH, "adapter_len", "adapter_layers", "target_r"),
+        *("alpha", "lora_alpha", "randlora_alpha", "use_rslora", "init_lora_weights"),
     ]
 )
 # Modules of a layer that read the same input, by kind.
@@ -36,7 +37,7 @@ def structure_of(plan: AdapterPlan) -> tuple[Any, ...]:
         (part, name, repr(value > 0 if isinstance(value, float) else value))
         for part, config in enumerate(plan.configs)
         for name, value in config.items()
-        if name not in _SPREAD and not name.endswith("_pattern")
+        if name not in _SPREAD and name != size_field(config) and not name.endswith("_pattern")
     ]
     recipe = plan.recipe
     accumulates = recipe.gradient_accumulation_steps > 1
@@ -59,10 +60,12 @@ class Sites:
 
     Attributes:
         layers: Stack and index in it -> layer.
-        order: Linear's or norm's site -> its place in the order of computation.
+        order: Linear's or norm's site -> its place in the order of computation; a parallel adapter's -> that of the
+            linear whose input it reads.
         inputs: Linear's site -> the input that it reads; modules that read the same share what is saved of it.
         passed: Module outside the layers -> how many layers lie before it.
         stacks: The stack of each layer.
+        fans: Linear -> how many values it reads, and how many it gives.
     """
 
     layers: Mapping[tuple[str, int], int]
@@ -70,6 +73,7 @@ class Sites:
     inputs: Mapping[str, str]
     passed: Mapping[str, int]
     stacks: tuple[str, ...]
+    fans: Mapping[str, tuple[int, int]]
 
     @classmethod
     def of(cls, anatomy: Anatomy) -> Sites:
@@ -85,6 +89,10 @@ class Sites:
             order.setdefault(site, len(order))
             if name in reads:
                 inputs[site] = f"{place.stack}:{place.rest.rpartition('.')[0]}:{reads[name]}"
+        for block in blocks_of(anatomy):
+            if block.reader is not None and {block.reader.name, block.writer.name} <= places.keys():
+                reader, writer = (places[end.name] for end in (block.reader, block.writer))
+                order[f"{writer.stack}:{writer.rest}.parallel"] = order[f"{reader.stack}:{reader.rest}"]
         passed: dict[str, int] = {}
         for modules in (anatomy.norms, anatomy.biases):
             before = 0
@@ -94,7 +102,8 @@ class Sites:
                 else:
                     before = module.layer + 1
         stacks = [stack for (stack, _), _ in sorted(layers.items(), key=lambda item: item[1])]
-        return cls(layers, order, inputs, passed, tuple(stacks))
+        fans = {linear.name: (linear.fan_in, linear.fan_out) for linear in anatomy.linears}
+        return cls(layers, order, inputs, passed, tuple(stacks), fans)
 
     @property
     def count(self) -> int:
@@ -107,10 +116,10 @@ class Sites:
         layer = None if place is None else self.layers.get((place.stack, place.index))
         return None if place is None or layer is None else (layer, f"{place.stack}:{place.rest}")
 
-    def adapted(self, plan: AdapterPlan) -> dict[int, dict[str, int]]:
+    def adapted(self, plan: AdapterPlan) -> dict[int, dict[str, float]]:
         """Sort a plan's sizes by layer."""
-        layers: dict[int, dict[str, int]] = {}
-        for name, size in plan.sizes.items():
+        layers: dict[int, dict[str, float]] = {}
+        for name, size in sizes_of(plan).items():
             if (found := self.place(name)) is not None:
                 layers.setdefault(found[0], {})[found[1]] = size
         return layers
@@ -124,7 +133,11 @@ class Sites:
 
     def first(self, adapted: Adapted) -> str:
         """Give the input that an adapted layer reads first: its graph begins there if it is the lowest."""
-        return self.input(min(adapted, key=lambda site: self.order.get(_module(site), 0)))
+        return self.input(min(adapted, key=self.rank))
+
+    def rank(self, site: str) -> int:
+        """Give the place of a site in the order of computation."""
+        return self.order.get(site, self.order.get(_module(site), 0))
 
     def input(self, site: str) -> str:
         """Give the input that is read at a site; adapters that are no linear's have their own."""

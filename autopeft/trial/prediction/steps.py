@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class LayerMemory:
         backward: The same of its backward pass; empty where it has none.
         left: Still alive when its backward pass is over: gradients, and what a method does not let go of; 0 where it
             is not known, as for the lowest layer that has one.
-        kept: Its trained parameters and what the optimiser keeps for them.
+        kept: What it alone holds between two steps: its tensors, and what the optimiser keeps for them.
     """
 
     entered: int
@@ -220,9 +220,8 @@ def run_step(
     optimizer.step()
     optimizer_peak = log.close_window()
     optimizer.zero_grad(set_to_none=True)
-    layers = tuple(
-        replace(layer, kept=_kept(watch.layers[i], optimizer, log.block_bytes)) for i, layer in enumerate(layers)
-    )
+    kept = _kept(model, watch.layers, optimizer, log.block_bytes)
+    layers = tuple(replace(layer, kept=kept[i]) for i, layer in enumerate(layers))
     return StepMemory(
         before=before,
         waiting=before - start,
@@ -250,6 +249,24 @@ def _gradients(parameters: Iterable[nn.Parameter], block_bytes: int) -> int:
     return held_bytes([p.grad for p in parameters if p.grad is not None], block_bytes)
 
 
-def _kept(module: nn.Module, optimizer: torch.optim.Optimizer, block_bytes: int) -> int:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return held_bytes([*trained, *state_of(optimizer, trained)], block_bytes)
+def _kept(
+    model: nn.Module, layers: Mapping[int, nn.Module], optimizer: torch.optim.Optimizer, block_bytes: int
+) -> dict[int, int]:
+    """Count what each layer alone holds; projections that layers share are the model's."""
+    shared = {id(t) for t in _tensors_in(model, without=frozenset(map(id, layers.values())))}
+    kept = {}
+    for number, layer in layers.items():
+        own = [t for t in _tensors_in(layer) if id(t) not in shared]
+        kept[number] = held_bytes([*own, *state_of(optimizer, layer.parameters())], block_bytes)
+    return kept
+
+
+def _tensors_in(module: nn.Module, without: frozenset[int] = frozenset()) -> Iterator[torch.Tensor]:
+    """Give a module's tensors, also those that are neither parameter nor buffer, as the indices that PEFT keeps."""
+    for value in vars(module).values():
+        for held in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(held, torch.Tensor):
+                yield held
+    for child in module.children():
+        if id(child) not in without:
+            yield from _tensors_in(child, without)
