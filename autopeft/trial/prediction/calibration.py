@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 
 from autopeft.records import AdapterPlan
 from autopeft.trial.prediction.parts import names_of, size_field
-from autopeft.trial.prediction.sites import Adapted, Features, Sites, prompt_of
+from autopeft.trial.prediction.sites import Adapted, Features, Sites, lengthens_by, prompt_of
 from autopeft.trial.prediction.trace import MemoryTrace
 
-Sample = tuple[Features, int, Mapping[str, float]]
+Sample = tuple[Features, float, Mapping[str, float]]
 """Features, rows of the batch, and quantities in bytes by name."""
 
-_Lowest = tuple[Features, Features, int, Mapping[str, float]]
+_Lowest = tuple[Features, Features, float, Mapping[str, float]]
 """Of the lowest layer that has a graph: its features, where the graph begins, the rows, and some of its quantities."""
 
-_END = "forward "
-"""The last part of a layer's forward pass."""
-_SHARES_PROJECTIONS = ("VERA", "PVERA")
-"""Methods whose frozen projections are one pair for the model, as wide as the widest linear that they adapt."""
+_SHARES_PROJECTIONS = ("VERA", "PVERA", "RANDLORA")
+"""Methods whose frozen projections are one pair for the model, as wide as the widest linear that they adapt; RandLoRA
+has as many as the full rank of a linear needs."""
 RIGHT = 0.01
 """Relative error up to which an answer proves what was learnt of a structure."""
 _UNSEEN = 1e-6
@@ -80,7 +79,7 @@ class Fit:
         solution = basis[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
         return cls(columns, names, scale, solution / scale[:, None], basis[:rank], by_rows)
 
-    def at(self, features: Features, rows: int) -> NDArray[np.float64]:
+    def at(self, features: Features, rows: float) -> NDArray[np.float64]:
         """Give the bytes of each quantity, ``(quantities,)``.
 
         Raises:
@@ -99,7 +98,7 @@ class Fit:
 
 
 def _fill(
-    line: NDArray[np.float64], columns: Mapping[str, int], features: Features, rows: int, *, by_rows: bool
+    line: NDArray[np.float64], columns: Mapping[str, int], features: Features, rows: float, *, by_rows: bool
 ) -> None:
     for name, value in features.items():
         line[columns[name]] = value
@@ -125,12 +124,14 @@ class Calibration:
     What a layer holds on the way is fitted part by part of its passes: each is linear, the largest of them is not.
 
     Attributes:
+        length: Tokens of a row.
         runs: What was traced.
         proven: Whether an answer has been found right; until then each is held against a trace.
         failures: How many were found wrong.
     """
 
     sites: Sites
+    length: int
     runs: list[Run] = field(default_factory=list)
     proven: bool = False
     failures: int = 0
@@ -153,7 +154,8 @@ class Calibration:
                 whole = self._whole(features, rows)
             except NewError:
                 continue
-            samples["missing"].append((first, rows, {name: whole[name] - size for name, size in sizes.items()}))
+            lacks = {"saved": whole.saved - sizes["saved"], "forward": whole.forward - sizes["forward"]}
+            samples["missing"].append((first, rows, lacks))
         self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
         self._shares.clear()
 
@@ -169,7 +171,8 @@ class Calibration:
             self.learn([run])
 
     def _read(self, run: Run, samples: Mapping[str, list[Sample]], lowest: list[_Lowest]) -> None:
-        plan, rows, trace = run
+        plan, trace = run.plan, run.trace
+        rows = self._rows(plan, run.rows)
         step, wide = trace.step, prompt_of(plan)
         adapted, begin = self.sites.adapted(plan), self._begin(plan)
         held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
@@ -183,7 +186,8 @@ class Calibration:
             features = self._features(i, adapted, wide)
             if i == begin:
                 # It may have a part of a graph only, and nothing below has saved its input.
-                sizes = {"saved": layer.saved, _END: layer.forward[""] - step.before - held}
+                most = max(layer.forward.values()) - step.before - held
+                sizes = {"saved": layer.saved, "forward": most}
                 lowest.append((features, self._first(plan, adapted, rows), rows, sizes))
             else:
                 base = step.before + held
@@ -200,7 +204,7 @@ class Calibration:
         samples["trained"].append((known["trained"], rows, trained))
         samples["loss"].append((_constant(wide), rows, {"loss": step.loss_peak - step.before - held}))
 
-    def peak(self, plan: AdapterPlan, trained: int, rows: int) -> int:
+    def peak(self, plan: AdapterPlan, trained: int, rows: float) -> int:
         """Give the peak in bytes.
 
         Args:
@@ -211,7 +215,7 @@ class Calibration:
         """
         if not self._fits:
             raise NewError
-        wide = prompt_of(plan)
+        rows, wide = self._rows(plan, rows), prompt_of(plan)
         adapted, begin = self.sites.adapted(plan), self._begin(plan)
         shares = [self._share(i, adapted, wide, rows) for i in range(self.sites.count)]
         known = _plan_features(plan, trained, self.sites)
@@ -232,7 +236,11 @@ class Calibration:
         most = max(most, held + self._one("loss", _constant(wide), rows))
         return round(static + max(waiting + most, optimizer))
 
-    def _one(self, name: str, features: Features, rows: int) -> float:
+    def _rows(self, plan: AdapterPlan, rows: float) -> float:
+        """Give the rows as long as the text, which a prompt that stands before it in the input makes longer."""
+        return rows * (1 + lengthens_by(plan) / self.length)
+
+    def _one(self, name: str, features: Features, rows: float) -> float:
         return float(self._fits[name].at(features, rows)[0])
 
     def _begin(self, plan: AdapterPlan) -> int:
@@ -247,7 +255,7 @@ class Calibration:
         """Tell what is kept of all below the lowest layer that has a graph."""
         return {self._start(plan, begin): 1.0, **prompt_of(plan)}
 
-    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: int) -> Features:
+    def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: float) -> Features:
         """Tell where the graph of the lowest layer begins; what it does not save is activations, so many a row."""
         begin = self._begin(plan)
         start = self._start(plan, begin)
@@ -259,21 +267,20 @@ class Calibration:
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
         return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
 
-    def _whole(self, features: Features, rows: int) -> dict[str, float]:
-        """Give the quantities of a layer all of which has a graph."""
+    def _whole(self, features: Features, rows: float) -> _Share:
+        """Give the bytes of a layer all of which has a graph."""
         fit = self._fits["layer"]
-        return dict(zip(fit.names, fit.at(features, rows).tolist(), strict=True))
+        found = dict(zip(fit.names, fit.at(features, rows).tolist(), strict=True))
+        forward = max(size for name, size in found.items() if name.startswith("forward"))
+        backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)
+        return _Share(found["kept"], found["saved"], found["left"], forward, backward)
 
-    def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: int) -> _Share:
+    def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: float) -> _Share:
         """Give a layer's bytes; layers adapted alike are counted once."""
         own = adapted.get(layer, {})
         key = (self.sites.stacks[layer], rows, tuple(own.items()), tuple(wide.values()))
         if key not in self._shares:
-            found = self._whole(self._features(layer, adapted, wide), rows)
-            kept, saved, left = found.pop("kept"), found.pop("saved"), found.pop("left")
-            forward = max(size for name, size in found.items() if name.startswith("forward"))
-            backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)
-            self._shares[key] = _Share(kept, saved, left, forward, backward)
+            self._shares[key] = self._whole(self._features(layer, adapted, wide), rows)
         return self._shares[key]
 
 
@@ -304,10 +311,13 @@ def _plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str
     static: dict[str, float] = {"1": 1.0}
     static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
     for part, config in enumerate(plan.configs):
-        if config.get("peft_type") in _SHARES_PROJECTIONS and (field := size_field(config)):
+        if config.get("peft_type") in _SHARES_PROJECTIONS:
+            field = size_field(config)
             fans = [sites.fans[name] for name in names_of(config)]
-            for side, widest in zip(("read", "given"), map(max, zip(*fans, strict=True)), strict=True):
-                static[f"{side} by part {part}"] = float(config[field] * widest)
+            widest = [max(side) for side in zip(*fans, strict=True)]
+            size = float(config[field]) if field else max(map(min, fans))
+            static |= {f"read by {part}": size * widest[0], f"given by {part}": size * widest[1]}
     if prompt_of(plan):
-        static["params"] = float(trained)
+        # Its tensors are no layer's, the others are.
+        static |= prompt_of(plan) if plan.sizes else {"params": float(trained)}
     return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}

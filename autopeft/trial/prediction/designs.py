@@ -19,8 +19,9 @@ _SIZES: Mapping[str | None, tuple[Any, ...]] = {
     "init_r": (3, 12, 48, 96),
     "oft_block_size": (4, 16, 32, 64),
     "sparsity": (0.9, 0.99, 0.999),
+    **dict.fromkeys(("VERA", "PVERA"), (16, 64, 256, 1024)),
 }
-"""Sizes of a part that has one for all modules, by the field that says it."""
+"""Sizes of a part that has one for all modules, by the field that says it, or by the method that has others."""
 _FREQUENCIES = (100, 300, 1000, 3000)
 _TOKENS, _WIDTHS = (4, 64), (16, 256)
 _LEAST, _MOST = 4, 20
@@ -98,7 +99,7 @@ def _sized(config: Config, i: int, chosen: Mapping[str, int], sites: Sites) -> d
         return {**config, **wide, TOKENS: _TOKENS[i // 2 % 2]}
     field = size_field(config)
     if not is_by_module(config):
-        one = {field: draw.choice(_SIZES[field])} if field else {}
+        one = {field: draw.choice(_SIZES.get(config.get("peft_type")) or _SIZES[field])} if field else {}
         return {**moved(config, chosen), **one}
     of = _FREQUENCIES if field == "n_frequency" else _RANKS
     sizes = {name: of[number] for name, number in chosen.items()}

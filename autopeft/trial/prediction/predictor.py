@@ -115,7 +115,7 @@ class MemoryPredictor:
         return None if self._known[key].failures >= _MOST_FAILURES else self._known[key]
 
     def _calibrated(self, plan: AdapterPlan) -> Calibration:
-        known = Calibration(self._sites)
+        known = Calibration(self._sites, self.setup(plan).length)
         usual = self.setup(plan).batch_size
         runs = []
         for i, design in enumerate(designs(plan, self._anatomy, self._sites)):

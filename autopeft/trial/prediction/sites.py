@@ -54,6 +54,11 @@ def prompt_of(plan: AdapterPlan) -> Features:
     return {}
 
 
+def lengthens_by(plan: AdapterPlan) -> int:
+    """Give the virtual tokens that a layer computes; those of a prefix are only read."""
+    return sum(config[TOKENS] for config in plan.configs if config.get("peft_type") in ("PROMPT_TUNING", "P_TUNING"))
+
+
 @dataclass(frozen=True, slots=True)
 class Sites:
     """Where a model can be adapted.
