@@ -136,6 +136,7 @@ class Calibration:
     proven: bool = False
     failures: int = 0
     _fits: dict[str, Fit] = field(default_factory=dict)
+    _parts: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     _shares: dict[tuple[object, ...], _Share] = field(default_factory=dict)
 
     def learn(self, runs: Iterable[Run]) -> None:
@@ -149,6 +150,12 @@ class Calibration:
             self._read(run, samples, lowest)
         samples["layer"] = _aligned(samples["layer"])
         self._fits = {name: Fit.to(found, by_rows=name not in _BY_PLAN) for name, found in samples.items()}
+        self._parts = {}
+        for name in self._fits["layer"].names:
+            phase, _, part = name.partition(" ")
+            if part or phase != name:
+                # A part inside a linear is there only where that has an adapter.
+                self._parts[name] = phase, self.sites.inside(part.removeprefix("again "))
         for features, first, rows, sizes in lowest:
             try:
                 whole = self._whole(features, rows)
@@ -271,9 +278,11 @@ class Calibration:
         """Give the bytes of a layer all of which has a graph."""
         fit = self._fits["layer"]
         found = dict(zip(fit.names, fit.at(features, rows).tolist(), strict=True))
-        forward = max(size for name, size in found.items() if name.startswith("forward"))
-        backward = max((size for name, size in found.items() if name.startswith("backward")), default=0.0)
-        return _Share(found["kept"], found["saved"], found["left"], forward, backward)
+        most = {"forward": 0.0, "backward": 0.0}
+        for name, (phase, owner) in self._parts.items():
+            if owner is None or f"on {owner}" in features:
+                most[phase] = max(most[phase], found[name])
+        return _Share(found["kept"], found["saved"], found["left"], **most)
 
     def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: float) -> _Share:
         """Give a layer's bytes; layers adapted alike are counted once."""

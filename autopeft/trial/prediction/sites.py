@@ -148,6 +148,14 @@ class Sites:
         """Give the input that is read at a site; adapters that are no linear's have their own."""
         return self.inputs.get(site, site)
 
+    def inside(self, module: str) -> str | None:
+        """Give the site that holds a module of a layer, such as an adapter's factor; None if none does."""
+        outer, at = module, ""
+        while (outer := outer.rpartition(".")[0]) and not at:
+            at = next((site for site in self.inputs if site.partition(":")[2] == outer), "")
+        position = module[len(at.partition(":")[2]) + 1 :].partition(".")[0]
+        return (f"{at}.{position}" if position in ("serial", "parallel") else at) or None
+
     def features(self, stack: str, adapted: Adapted) -> dict[str, float]:
         """Give a layer as numbers: which inputs an adapter reads, which sites have one, and their sizes."""
         features: dict[str, float] = {stack: 1.0}
