@@ -161,8 +161,7 @@ class Calibration:
                 whole = self._whole(features, rows)
             except NewError:
                 continue
-            lacks = {"saved": whole.saved - sizes["saved"], "forward": whole.forward - sizes["forward"]}
-            samples["missing"].append((first, rows, lacks))
+            samples["missing"].append((first, rows, {name: getattr(whole, name) - sizes[name] for name in sizes}))
         self._fits["missing"] = Fit.to(samples["missing"], by_rows=False)
         self._shares.clear()
 
@@ -193,8 +192,12 @@ class Calibration:
             features = self._features(i, adapted, wide)
             if i == begin:
                 # It may have a part of a graph only, and nothing below has saved its input.
-                most = max(layer.forward.values()) - step.before - held
-                sizes = {"saved": layer.saved, "forward": most}
+                start = step.before + held
+                sizes = {
+                    "saved": layer.saved,
+                    "forward": max(layer.forward.values()) - start,
+                    "backward": max(layer.backward.values(), default=0) - start - layer.saved - above,
+                }
                 lowest.append((features, self._first(plan, adapted, rows), rows, sizes))
             else:
                 base = step.before + held
@@ -233,13 +236,12 @@ class Calibration:
         most = self._one("below", _constant(wide), rows) if begin > 0 else 0.0
         for i, share in enumerate(shares[begin:], begin):
             above -= share.left
-            saved, forward = share.saved, share.forward
+            passes = np.array([share.saved, share.forward, share.backward])
             if i == begin:
-                missing = self._fits["missing"].at(self._first(plan, adapted, rows), rows)
-                saved, forward = saved - missing[0], forward - missing[1]
-            most = max(most, held + forward)
+                passes -= self._fits["missing"].at(self._first(plan, adapted, rows), rows)
+            saved, forward, backward = passes.tolist()
+            most = max(most, held + forward, held + saved + above + backward)
             held += saved
-            most = max(most, held + above + share.backward)
         most = max(most, held + self._one("loss", _constant(wide), rows))
         return round(static + max(waiting + most, optimizer))
 
@@ -272,7 +274,9 @@ class Calibration:
         return {f"{start} {self.sites.first(adapted[begin])}": float(rows)}
 
     def _features(self, layer: int, adapted: Mapping[int, Adapted], wide: Features) -> Features:
-        return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide}
+        # While the last one is computed again, what the head and the loss have left is there.
+        top = {"top": 1.0} if layer == self.sites.count - 1 else {}
+        return {**self.sites.features(self.sites.stacks[layer], adapted.get(layer, {})), **wide, **top}
 
     def _whole(self, features: Features, rows: float) -> _Share:
         """Give the bytes of a layer all of which has a graph."""
@@ -287,7 +291,8 @@ class Calibration:
     def _share(self, layer: int, adapted: Mapping[int, Adapted], wide: Features, rows: float) -> _Share:
         """Give a layer's bytes; layers adapted alike are counted once."""
         own = adapted.get(layer, {})
-        key = (self.sites.stacks[layer], rows, tuple(own.items()), tuple(wide.values()))
+        top = layer == self.sites.count - 1
+        key = (self.sites.stacks[layer], top, rows, tuple(own.items()), tuple(wide.values()))
         if key not in self._shares:
             self._shares[key] = self._whole(self._features(layer, adapted, wide), rows)
         return self._shares[key]

@@ -23,6 +23,8 @@ _SIZES: Mapping[str | None, tuple[Any, ...]] = {
 }
 """Sizes of a part that has one for all modules, by the field that says it, or by the method that has others."""
 _FREQUENCIES = (100, 300, 1000, 3000)
+_SHARES = (0.2, 0.5, 0.8)
+"""Of a layer's modules that are adapted; plans often leave a layer out, or adapt all of it."""
 _TOKENS, _WIDTHS = (4, 64), (16, 256)
 _LEAST, _MOST = 4, 20
 _SAMPLES_PER_UNKNOWN = 1.3
@@ -82,7 +84,8 @@ def _placed(
     lowest = next(iter(layers[1:] if i < 2 else layers), None)
     for layer in layers:
         names = places[layer]
-        chosen = {name for name in names if draw.random() < 0.5}
+        share = draw.choice(_SHARES)
+        chosen = {name for name in names if draw.random() < share}
         if layer == lowest:
             begin = inputs[(i if i < 2 else i - 2) % len(inputs)]
             start = next((name for name, site in names.items() if sites.input(site) == begin), next(iter(names)))
