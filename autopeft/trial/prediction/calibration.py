@@ -180,7 +180,8 @@ class Calibration:
         plan, trace = run.plan, run.trace
         rows = self._rows(plan, run.rows)
         step, wide = trace.step, prompt_of(plan)
-        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        adapted = self.sites.adapted(plan)
+        begin = self._begin(plan, adapted)
         held = (step.layers[begin].entered if begin < self.sites.count else step.layers[-1].entered) - step.before
         samples["entry"].append((self._entry(plan, begin), rows, {"entry": held}))
         if begin > 0:
@@ -226,7 +227,8 @@ class Calibration:
         if not self._fits:
             raise NewError
         rows, wide = self._rows(plan, rows), prompt_of(plan)
-        adapted, begin = self.sites.adapted(plan), self._begin(plan)
+        adapted = self.sites.adapted(plan)
+        begin = self._begin(plan, adapted)
         shares = [self._share(i, adapted, wide, rows) for i in range(self.sites.count)]
         known = _plan_features(plan, trained, self.sites)
         static = self._one("static", known["static"], rows) + sum(share.kept for share in shares)
@@ -252,9 +254,9 @@ class Calibration:
     def _one(self, name: str, features: Features, rows: float) -> float:
         return float(self._fits[name].at(features, rows)[0])
 
-    def _begin(self, plan: AdapterPlan) -> int:
+    def _begin(self, plan: AdapterPlan, adapted: Mapping[int, Adapted]) -> int:
         """Give the lowest layer that has a graph."""
-        return min(self.sites.whole_from(plan), *self.sites.adapted(plan), self.sites.count)
+        return min(self.sites.whole_from(plan), *adapted, self.sites.count)
 
     def _start(self, plan: AdapterPlan, begin: int) -> str:
         """Tell what lies below the lowest layer that has a graph: more of the graph, layers, or the embedding."""
@@ -266,7 +268,7 @@ class Calibration:
 
     def _first(self, plan: AdapterPlan, adapted: Mapping[int, Adapted], rows: float) -> Features:
         """Tell where the graph of the lowest layer begins; what it does not save is activations, so many a row."""
-        begin = self._begin(plan)
+        begin = self._begin(plan, adapted)
         start = self._start(plan, begin)
         if start == "graph" or begin not in adapted:
             return {name: size * rows for name, size in {"whole": 1.0, **prompt_of(plan)}.items()}

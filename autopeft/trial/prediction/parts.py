@@ -13,7 +13,7 @@ Config = Mapping[str, Any]
 TOKENS, WIDTH = "num_virtual_tokens", "encoder_hidden_size"
 PLACES = ("target_modules", "feedforward_modules", "sites", "biases", "new")
 """Fields that say where a part is."""
-_SIZES = ("oft_block_size", "sparsity", "init_r", "effective_rank", "n_frequency", "r")
+_SIZES = ("oft_block_size", "sparsity", "init_r", "effective_rank", "n_frequency", "adapter_len", "r")
 """Fields in which memory is linear; the first that a configuration has is its size."""
 _PATTERNS = {"effective_rank": "rank_pattern", "n_frequency": "n_frequency_pattern", "r": "rank_pattern"}
 _NOT_LINEAR = ("RANDLORA", "TINYLORA")
@@ -51,7 +51,7 @@ def sizes_of(plan: AdapterPlan) -> dict[str, float]:
         if is_by_module(config):
             sizes |= {name: plan.sizes[name] for name in names}
         elif field is not None:
-            sizes |= dict.fromkeys(names, float(config[field]))
+            sizes |= dict.fromkeys(names or plan.sizes, float(config[field]))
     return sizes
 
 

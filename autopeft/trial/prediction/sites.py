@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from autopeft.anatomy import Anatomy, number_layers, place_of
@@ -18,7 +19,7 @@ Features = Mapping[str, float]
 # Fields of configurations that say where an adapter is and how large, or that take no memory.
 _SPREAD = frozenset(
     [
-        *(*PLACES, TOKENS, WIDTH, "adapter_len", "adapter_layers", "target_r"),
+        *(*PLACES, TOKENS, WIDTH, "adapter_layers", "target_r"),
         *("alpha", "lora_alpha", "randlora_alpha", "use_rslora", "init_lora_weights"),
     ]
 )
@@ -57,6 +58,10 @@ def prompt_of(plan: AdapterPlan) -> Features:
 def lengthens_by(plan: AdapterPlan) -> int:
     """Give the virtual tokens that a layer computes; those of a prefix are only read."""
     return sum(config[TOKENS] for config in plan.configs if config.get("peft_type") in ("PROMPT_TUNING", "P_TUNING"))
+
+
+_place_of = lru_cache(maxsize=100_000)(place_of)
+"""Asked for the same few hundred names in every answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class Sites:
 
     def place(self, name: str) -> tuple[int, str] | None:
         """Give the layer and the site of a name in `plan.sizes`; None outside the layers."""
-        place = place_of(name)
+        place = _place_of(name)
         layer = None if place is None else self.layers.get((place.stack, place.index))
         return None if place is None or layer is None else (layer, f"{place.stack}:{place.rest}")
 
