@@ -73,7 +73,7 @@ def _most_virtual_tokens(space: Space) -> int:
     """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
     # A hybrid's parts have tokens too.
     names = {f"{name}.tokens" for name, method in METHODS.items() if method.takes_positions}
-    domains = [p.domain for p in space if p.name in names or p.name.endswith((".prefix.tokens", ".prompt.tokens"))]
+    domains = [p.domain for p in space if p.name in names or p.name.endswith(".prompt.tokens")]
     return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
 
 

@@ -60,6 +60,7 @@ def test_the_default_space_holds_every_method_but_the_references_and_every_setti
     assert {name for name in known - said if "+" not in name} == {
         "serial_adapter.layers",  # the sizes say it
         "parallel_adapter.layers",
+        "layer_prefix.layers",
         "serial_adapter.scaling",
         "bitfit.new",
         "top_layers.top",

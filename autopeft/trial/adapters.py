@@ -30,7 +30,7 @@ from autopeft.trial.initial import (
     settle,
 )
 from autopeft.trial.model import ModelSource, load_base
-from autopeft.trial.own import Bottleneck
+from autopeft.trial.own import Bottleneck, Prefix
 from autopeft.trial.reading import head_of
 
 # PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
@@ -75,6 +75,7 @@ class Resident:
         self._hooks = {id(m): (set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()}
         self._children = {id(m): set(m._modules) for m in model.modules()}
         self._parameters = {id(m): dict(m._parameters) for m in model.modules()}
+        self._configs = {id(m): vars(m)["config"] for m in model.modules() if "config" in vars(m)}
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
         self._copies: dict[str, Tensor] = {}
@@ -136,6 +137,8 @@ class Resident:
                     del module._modules[child]
                 module._parameters.clear()
                 module._parameters.update(self._parameters[id(module)])
+            if id(module) in self._configs:
+                module.config = self._configs[id(module)]
         for attribute in set(vars(self.model)) - self._attributes:
             delattr(self.model, attribute)
         if "_hf_peft_config_loaded" in vars(self.model):
@@ -199,7 +202,7 @@ def realised_sizes(adapted: Any) -> dict[str, int]:
             sizes[name] = len(size) if isinstance(size, list) else int(size)
         elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
             sizes[name] = module.adapter_len
-        elif isinstance(module, Bottleneck):
+        elif isinstance(module, Bottleneck | Prefix):
             sizes[name] = module.size
     return sizes
 
