@@ -94,6 +94,21 @@ def test_it_writes_the_same_with_a_cache_and_without(family, source_of, anatomy_
     assert torch.equal(*written)
 
 
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_it_may_be_checkpointed(family, task, source_of, anatomy_of):
+    """PEFT's may not: transformers drops the cache that it comes as."""
+    gradients = []
+    for checkpointed in (False, True):
+        adapted, prefixes = prefixed(source_of(family, task), anatomy_of(family, task), tokens=TOKENS)
+        if checkpointed:
+            adapted.activation_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        adapted.train()(**batch_of(task)).loss.backward()
+        gradients.append([p.grad for prefix in prefixes.values() for p in prefix.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(g.abs().max() > 0 for g in gradients[0])
+
+
 def test_an_attention_of_its_own_is_refused_with_the_reason(anatomy_of):
     from autopeft.methods import METHODS
 
