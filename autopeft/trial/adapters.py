@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
 from autopeft.trial.initial import (
     begin_with_inputs,
+    begin_with_residuals,
     changed_by,
     factors_of,
     layers_of,
@@ -89,11 +90,13 @@ class Resident:
         head: Mapping[str, int],
         base: str = "",
         sample: Sequence[Mapping[str, Tensor]] = (),
+        dense: Callable[[], nn.Module] | None = None,
     ) -> Any:
         """Attach the adapter of a plan and make sure that it is what was planned; gives the model to call.
 
         Args:
             sample: Batches to train on, for an adapter that begins with what it sees in them.
+            dense: Loads the base as its checkpoint has it, for an adapter that begins with what quantisation took.
 
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
@@ -105,6 +108,9 @@ class Resident:
             self._beginnings = {name: factors_of(layer) for name, layer in layers_of(adapted)}
         if plan.config.get("init_lora_weights") == "eva":
             begin_with_inputs(adapted, sample)
+        if plan.config.get("init_lora_weights") == "loftq":
+            assert dense is not None, "loftq needs the base as it was"
+            begin_with_residuals(adapted, dense())
         if plan.recipe.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.

@@ -42,6 +42,8 @@ def config_of(fields: Mapping[str, Any], *, task: str, head: Mapping[str, int] =
     given = {name: value for name, value in fields.items() if name != "peft_type"}
     if head and "target_modules" in fields:
         given["modules_to_save"] = list(head)
+    if given.get("init_lora_weights") == "loftq":
+        given["init_lora_weights"] = True  # PEFT's own quantises the base anew, on a GPU; see `initial`
     config = kind(task_type=PEFT_TASKS[task], **given)
     config.base_model_name_or_path = base or None
     return config
