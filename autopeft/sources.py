@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.domains import Ordinal, ends
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
 from autopeft.recipe import holds
 from autopeft.request import SearchRequest
-from autopeft.space import Ordinal, Space, ends
+from autopeft.space import Space
 
 if TYPE_CHECKING:
     from autopeft.trial.prepared import Prepared

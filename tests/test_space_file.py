@@ -5,9 +5,9 @@ import yaml
 from families import PAIRS
 
 from autopeft.binding import bind_space
+from autopeft.domains import Choices, Ordinal, Real, Whole
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.space import Choices, Ordinal, Real, Whole
 from autopeft.space_file import load_space, parse_space, read_space, space_names
 
 MINIMAL = {"parameters": {"a": {"choices": [1, 2]}}}
