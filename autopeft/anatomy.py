@@ -90,6 +90,17 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """A self-attention that can be given more keys and values: its module, and how many heads of which widths."""
+
+    name: str
+    layer: int
+    heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptShape:
     """What the prompt methods need to know: a prompt is of `token_dim`, the size of an embedding; a prefix has, for
     each of `layers`, a key and a value of `prefix_dim` (smaller with grouped-query attention), 0 where the model takes
@@ -134,6 +145,7 @@ class Anatomy:
         outer_linear: Scalars of the linears outside the layers that see every token: a language model's head.
         biases: Those of linears and norms, without a new task head's.
         blocks: The layers in order, as modules.
+        attentions: The attentions in order; none where the model computes them in a way of its own.
     """
 
     model_type: str
@@ -149,6 +161,7 @@ class Anatomy:
     outer_linear: int = 0
     biases: tuple[Bias, ...] = ()
     blocks: tuple[Block, ...] = ()
+    attentions: tuple[Attention, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -181,6 +194,7 @@ class Anatomy:
                 "vocabulary": Vocabulary.from_dict(data.get("vocabulary", {"embedding": ""})),
                 "biases": tuple(Bias(**x) for x in data.get("biases", ())),
                 "blocks": tuple(Block(**x) for x in data.get("blocks", ())),
+                "attentions": tuple(Attention(**x) for x in data.get("attentions", ())),
             }
         )
 

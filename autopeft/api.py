@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autopeft.assembly import Assembly, CostFunction, assemble, make_executor, reassemble
+from autopeft.assembly import Assembly, CostFunction, assemble, reassemble
 from autopeft.errors import RequestError
 from autopeft.estimate import Estimate, estimates, read_candidates
 from autopeft.execute.function import TrainFunction
@@ -26,6 +26,7 @@ from autopeft.search.study import Study, is_storage_url, sqlite_url
 from autopeft.space_file import load_space, read_space
 from autopeft.store import RunDirectory
 from autopeft.view import View, make_view
+from autopeft.workers import make_executor
 
 
 def search(

@@ -1,45 +1,34 @@
-"""Puts a run together: from a request to the model's anatomy, the prepared data, the problem, and the executor."""
+"""Puts a run together: from a request to the model's anatomy, the prepared data and the problem."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import yaml
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
 from autopeft.errors import RequestError
-from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
-from autopeft.execute.local import LocalExecutor
-from autopeft.execute.protocol import Executor, make_runner
+from autopeft.execute.function import TrainFunction
 from autopeft.forecast import prediction
-from autopeft.methods import METHODS
+from autopeft.machine import hardware, versions
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem
-from autopeft.recipe import CUSTOMARY, defaults, holds
-from autopeft.records import Candidate, Measurement, RunInfo, WorkerSpec
+from autopeft.recipe import CUSTOMARY, defaults
+from autopeft.records import Candidate, Measurement, RunInfo
 from autopeft.request import SearchRequest
-from autopeft.space import Ordinal, Space, ends
+from autopeft.sources import read_sources
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
-from autopeft.units import show_bytes
 
 if TYPE_CHECKING:
     from autopeft.trial.prepared import Prepared
 
 CostFunction = Callable[[Candidate], int]
-_PACKAGES = ("autopeft", "torch", "transformers", "peft", "bitsandbytes", "optuna", "ray", "datasets", "numpy")
-_WORKER_BYTES = 700 * 2**20
-"""What a worker process holds beside its model: interpreter, libraries, data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +71,7 @@ def assemble(
     }
     prepared, metric = None, None
     if runner is None:
-        model, anatomy, prepared = _read_sources(request, parse_space(space))
+        model, anatomy, prepared = read_sources(request, parse_space(space))
         model = model if cuda is None else {**model, "cuda": cuda}
         metric = request.metric_for(prepared.task)
         limit = request.parameter_limit.of(anatomy.base_params) if request.parameter_limit else None
@@ -179,168 +168,3 @@ def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Object
     if metric is not None:
         known["quality"] = quality_of(METRICS[metric])
     return tuple(brought.get(name) or known[name] for name in request.objectives)
-
-
-def _values(name: str, request: SearchRequest, space: Space) -> list[Any]:
-    """Give every value that a dimension of training can have in a search; of a range, its ends."""
-    found = [ends(p.domain) for p in space if p.name == name]
-    # Others are refused with all that is wrong in the space, when it is bound to the model.
-    return [v for v in found[0] if holds(name, v)] if found else [getattr(request, name)]
-
-
-def _most_virtual_tokens(space: Space) -> int:
-    """Give the most tokens that a prompt of the space puts before a text: they take positions of the model too."""
-    # A hybrid's parts have tokens too.
-    names = {f"{name}.tokens" for name, method in METHODS.items() if method.takes_positions}
-    domains = [p.domain for p in space if p.name in names or p.name.endswith((".prefix.tokens", ".prompt.tokens"))]
-    return int(max((v for d in domains if isinstance(d, Ordinal) for v in d.values), default=0))
-
-
-def _read_sources(request: SearchRequest, space: Space) -> tuple[dict[str, Any], Anatomy, Prepared]:
-    """Read tokenizer, data and anatomy; gives (what the model is, anatomy, prepared data)."""
-    # Heavy, and of no use to a custom runner.
-    from autopeft.trial.data import prepare
-    from autopeft.trial.demo import demo_model
-    from autopeft.trial.device import cuda_available
-    from autopeft.trial.model import (
-        ModelSource,
-        answering_task,
-        check_trains,
-        check_weights,
-        load_tokenizer,
-        position_limit,
-    )
-    from autopeft.trial.prepared import frequent_tokens
-    from autopeft.trial.reading import read_anatomy
-
-    path = request.model or str(demo_model())
-    if Path(path).expanduser().is_dir():
-        path = str(Path(path).expanduser().resolve())  # it must mean the same from any other folder
-    tokenizer = load_tokenizer(path)
-    positions = position_limit(path)
-    check_weights(path)
-    room = None if positions is None else positions - _most_virtual_tokens(space)
-    rows = max(_values("batch_size", request, space), default=request.batch_size)
-    answering = answering_task(path)
-    prepared = prepare(request, tokenizer, task=request.task, answering=answering, max_positions=room, batch_size=rows)
-    _check_lengths(prepared, [v for v in _values("max_length", request, space) if v < prepared.max_length])
-    source = ModelSource(path, prepared.task, prepared.label_names, tokenizer.pad_token_id or 0)
-    check_trains(
-        source,
-        packed=prepared.task == "causal-lm" and True in _values("packing", request, space),
-        checkpointed=True in _values("gradient_checkpointing", request, space),
-    )
-    anatomy = read_anatomy(source).on_data(frequent_tokens(prepared.train))
-    model = {
-        "name": path,
-        "checkpoint_bits": anatomy.dtype_bits,
-        "cuda": cuda_available() or bool(request.gpus_per_worker),  # of a cluster, if not of this machine
-        "source": asdict(source),
-    }
-    return model, anatomy, prepared
-
-
-def _check_lengths(prepared: Prepared, lengths: Sequence[int]) -> None:
-    """Make sure that the rows can be cut to the lengths of a space."""
-    from autopeft.trial.batches import rows_left_empty
-
-    if lengths and prepared.closing is None:
-        raise RequestError(
-            "space: max_length: rows of two texts are cut once, by the tokenizer; drop it, and give --max-length"
-        )
-    for length in lengths:
-        if empty := rows_left_empty(prepared, length):
-            raise RequestError(
-                f"space: max_length: at {length} tokens the prompt fills {len(empty)} of the "
-                f"{prepared.train.num_rows} train rows, the first row {min(empty)}; start from a larger one"
-            )
-
-
-def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: float = 1.0) -> WorkerSpec:
-    """Say how a worker of a run is made."""
-    anatomy, request = info.anatomy or {}, info.request
-    return WorkerSpec(
-        "autopeft.trial.worker:TrialWorker",
-        {
-            "run_dir": str(run_dir.absolute()),
-            "source": info.model["source"],
-            "head": anatomy["head"],
-            "metric": request["metric"] or _default_metric(info),
-            "data_seed": request["seed"],
-            "threads": threads,
-            "memory_share": memory_share,
-        },
-    )
-
-
-def _default_metric(info: RunInfo) -> str:
-    return SearchRequest(**info.request).metric_for(info.data["task"])
-
-
-def make_executor(
-    request: SearchRequest, info: RunInfo, run_dir: Path, *, runner: TrainFunction | str | None = None
-) -> Executor:
-    """Make the executor of a request: as many workers as were asked for, or as this machine holds."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if request.executor == "local":
-        if runner is not None:
-            own = runner
-            return LocalExecutor(lambda: FunctionRunner(own))
-        spec = worker_spec(info, run_dir, threads=cores)
-        return LocalExecutor(lambda: make_runner(spec))
-    from autopeft.execute.ray_tune import RayTuneExecutor
-
-    gpus = request.gpus_per_worker or 0.0
-    if not gpus and info.model.get("cuda"):
-        gpus = 1.0
-    workers = request.workers or _fitting_workers(info, cores, gpus)
-    # Of a cluster's machines nothing is known here; one thread a worker suits any.
-    threads = 1 if request.ray_address else max(1, cores // workers)
-    if runner is None:
-        # How many share a machine of a cluster is not known; all of them on one is the worst.
-        share = min(1.0, gpus) if gpus else 1 / workers
-        spec = worker_spec(info, run_dir, threads=threads, memory_share=share)
-    else:
-        entry = runner if isinstance(runner, str) else entry_of(runner)
-        spec = WorkerSpec("autopeft.execute.function:FunctionRunner", {"function": entry})
-    return RayTuneExecutor(
-        spec=spec, workers=workers, cpus_per_worker=threads, gpus_per_worker=gpus, address=request.ray_address
-    )
-
-
-def _fitting_workers(info: RunInfo, cores: int, gpus: float) -> int:
-    """Count the workers that this machine holds: by GPUs where there are some, else by cores and free memory."""
-    if gpus:
-        from autopeft.trial.device import gpu_names
-
-        return max(1, int(len(gpu_names()) / gpus))
-    weights = 4 * (info.anatomy or {}).get("base_params", 0)
-    return max(1, min(cores, int(psutil.virtual_memory().available * 0.8 / (_WORKER_BYTES + 2 * weights))))
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, str]:
-    """Say what this machine is."""
-    found = {"machine": f"{platform.system()} {platform.machine()}", "cores": str(os.cpu_count())}
-    found["memory"] = show_bytes(psutil.virtual_memory().total)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [x.partition(":")[2].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        found |= {"cpu": names[0]} if names else {}
-    import sys
-
-    if "torch" in sys.modules:
-        from autopeft.trial.device import gpu_names
-
-        found |= {f"gpu {i}": name for i, name in enumerate(gpu_names())}
-    return found

@@ -7,12 +7,13 @@ from dataclasses import replace
 from functools import partial
 
 from autopeft.anatomy import Anatomy
+from autopeft.domains import Choices, ends
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
 from autopeft.methods.method import Allowed, is_amount
 from autopeft.recipe import BITS, DIMENSIONS, holds
 from autopeft.registry import unknown
-from autopeft.space import Choices, Parameter, Space, ends
+from autopeft.space import Parameter, Space
 
 
 def bind_space(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 
+from autopeft.domains import Choices, Ordinal
 from autopeft.records import Candidate, Scalar
-from autopeft.space import Choices, Ordinal, Space
+from autopeft.space import Space
 
 Count = Callable[[Candidate], int]
 """Candidate -> trained parameters, exact; 0 for one that trains nothing."""

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from autopeft.assembly import hardware, versions
+from autopeft.machine import hardware, versions
 from autopeft.units import show_bytes
 
 _NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "optuna", "ray", "datasets")

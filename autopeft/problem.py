@@ -8,12 +8,13 @@ from itertools import chain
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
+from autopeft.domains import Choices
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import Objective
 from autopeft.recipe import CUSTOMARY, conflict, conflict_with, format_of, recipe_of
 from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar, digest
-from autopeft.space import Choices, Space, settings_of
+from autopeft.space import Space, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
 
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autopeft.domains import Choices, Domain, Ordinal, Real, Whole, middle, show_domain
 from autopeft.errors import RequestError
 from autopeft.records import Scalar
 from autopeft.registry import unknown
-from autopeft.space import Choices, Domain, Ordinal, Parameter, Per, Real, Space, Whole, middle, show_domain
+from autopeft.space import Parameter, Per, Space
 
 
 class ParameterFile(BaseModel):

@@ -220,7 +220,7 @@ def table(lives: Sequence[Life]) -> str:
 
 def write_csv(lives: Sequence[Life], path: Path) -> None:
     """Write the lives, each with the versions of what they ran on."""
-    from autopeft.assembly import versions
+    from autopeft.machine import versions
 
     path.parent.mkdir(parents=True, exist_ok=True)
     on = " ".join(f"{name}={version}" for name, version in versions().items())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autopeft.assembly import hardware, versions
+from autopeft.machine import hardware, versions
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

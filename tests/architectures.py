@@ -39,8 +39,11 @@ class Architecture:
         if method == "adaption_prompt":
             return method in self.refused or self.config.model_type not in ("llama", "mistral", "gpt2")
         # A hybrid is refused with any of its parts, which go by short names there.
-        short = {"prefix": "prefix_tuning", "prompt": "prompt_tuning"}
-        return any(short.get(part, part) in self.refused for part in method.split("+"))
+        short = {"prefix": "layer_prefix", "prompt": "prompt_tuning"}
+        parts = {short.get(part, part) for part in method.split("+")}
+        return not parts.isdisjoint(self.refused) or (
+            "layer_prefix" in parts and self.config.model_type in _OWN_ATTENTION
+        )
 
     @property
     def trains_in_all(self) -> bool:
@@ -48,6 +51,11 @@ class Architecture:
         return self.config.model_type not in ("longformer",)
 
 
+_OWN_ATTENTION = (
+    *("gpt_neo", "gptj", "deberta-v2", "mpnet", "longformer", "funnel", "bart", "gemma2", "bloom", "falcon", "mpt"),
+    "xlnet",
+)
+"""Architectures whose attention does not go through transformers' interface, or is not that of one stack."""
 _PREFIX = ("prefix_tuning", "cartridge")
 _PROMPTS = ("prompt_tuning", "p_tuning", *_PREFIX)
 

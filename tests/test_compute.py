@@ -19,6 +19,8 @@ CONFIGURATIONS = [
     {"method": "lora", "lora.rank[0]": 0, "lora.rank[1]": 0, "lora.rank[2-9]": 1},
     {"method": "ia3"},
     {"method": "ln_tuning", "ln_tuning.outer": False, "ln_tuning.layers[0]": 0, "ln_tuning.layers[1-9]": 1},
+    {"method": "full"},
+    {"method": "top_layers", "top_layers.top": 1},
 ]
 
 
@@ -46,5 +48,7 @@ def test_the_lowest_layer(anatomy_of):
     assert lowest(method="lora") == 0
     assert lowest(method="lora", **{"lora.rank[1-2]": 4}) == 1
     assert lowest(method="prompt_tuning") == 0
+    assert lowest(method="lora+prompt", **{"lora+prompt.lora.rank[0]": 0, "lora+prompt.lora.rank[1-9]": 4}) == 0
+    assert lowest(method="top_layers", **{"top_layers.top": 1}) == anatomy.n_layers - 1
     assert lowest(method="ln_tuning", **{"ln_tuning.layers[2]": 1}) == 2
     assert lowest(method="ln_tuning", **{"ln_tuning.layers[0]": 0}) == anatomy.n_layers

@@ -4,20 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.domains import Choices, Ordinal, Real, Whole, middle, show_domain
 from autopeft.errors import RequestError, UnknownNameError
 from autopeft.records import Candidate
-from autopeft.space import (
-    Choices,
-    Ordinal,
-    Parameter,
-    Real,
-    Space,
-    Whole,
-    middle,
-    setting_at,
-    settings_of,
-    show_domain,
-)
+from autopeft.space import Parameter, Space, setting_at, settings_of
 from autopeft.space_file import load_space, space_names
 
 METHOD = Parameter("method", Choices(("lora", "ia3")), "lora", {})

@@ -5,9 +5,9 @@ import yaml
 from families import PAIRS
 
 from autopeft.binding import bind_space
+from autopeft.domains import Choices, Ordinal, Real, Whole
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
-from autopeft.space import Choices, Ordinal, Real, Whole
 from autopeft.space_file import load_space, parse_space, read_space, space_names
 
 MINIMAL = {"parameters": {"a": {"choices": [1, 2]}}}
@@ -60,6 +60,7 @@ def test_the_default_space_holds_every_method_but_the_references_and_every_setti
     assert {name for name in known - said if "+" not in name} == {
         "serial_adapter.layers",  # the sizes say it
         "parallel_adapter.layers",
+        "layer_prefix.layers",
         "serial_adapter.scaling",
         "bitfit.new",
         "top_layers.top",

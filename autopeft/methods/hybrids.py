@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autopeft.anatomy import Anatomy
-from autopeft.methods import bitfit, bottleneck, ia3, lora, prompts
+from autopeft.methods import bitfit, bottleneck, ia3, layer_prefix, lora, prompts
 from autopeft.methods.method import Allowed, Build, Method, Settings, is_amount
 from autopeft.records import Scalar
 
@@ -123,7 +123,7 @@ def _beside(name: str, method: Method) -> Part:
 
 
 _SERIAL, _PARALLEL = _beside("serial", bottleneck.SERIAL), _beside("parallel", bottleneck.PARALLEL)
-_PREFIX = Part("prefix", prompts.PREFIX_TUNING, ("tokens",))
+_PREFIX = Part("prefix", layer_prefix.METHOD, ("tokens",))
 _AUTOPEFT, _MIX = "arXiv:2301.12132", "arXiv:2110.04366"
 
 HYBRIDS = (

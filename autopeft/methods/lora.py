@@ -17,9 +17,10 @@ ALPHA_RULES = ("r", "2r")
 """Alpha as a multiple of each module's own rank; any other value of the setting is alpha itself."""
 
 
-INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
 """How the product begins: at zero (the first three), with the largest part of the weight, which is taken out of the
-base (pissa, exactly or nearly, and olora), or at zero with A along the inputs of the linear (eva)."""
+base (pissa, exactly or nearly, and olora), at zero with A along the inputs of the linear (eva), or with the largest
+part of what a base of 4 bits has lost (loftq)."""
 BIASES = ("none", "product", "linears")
 """No bias is trained; one of the product; those of the adapted linears, in place."""
 _FROM_WEIGHTS = ("pissa", "pissa_niter_4", "olora")
@@ -98,6 +99,10 @@ def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
         return "DoRA does not train on an 8-bit base; choose 4 or 16 bits"
     if bits < 16 and init in (*_FROM_WEIGHTS, "orthogonal"):
         return f"init {init} does not go with a quantised base; choose 16 bits, or another init"
+    if init == "loftq" and bits != 4:
+        return "init loftq makes up for what 4 bits lose; choose bits 4, or another init"
+    if init == "loftq" and dora:
+        return "init loftq does not go with DoRA"
     if init in _FROM_WEIGHTS and (dora or bias != "none"):
         return f"init {init} goes neither with DoRA nor with a bias"
     if bias == "product" and (dora or init != "default"):
@@ -108,7 +113,7 @@ def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
         rank = ranks[linear.name]
         if init == "orthogonal" and rank % 2:
             return f"init orthogonal needs even ranks; {linear.name} has {rank}"
-        if init in (*_FROM_WEIGHTS, "eva") and rank > min(linear.fan_in, linear.fan_out):
+        if init in (*_FROM_WEIGHTS, "eva", "loftq") and rank > min(linear.fan_in, linear.fan_out):
             return f"init {init} has no {rank} directions in {linear.name}, {linear.fan_out} x {linear.fan_in}"
         if init == "olora" and linear.transposed:
             return f"PEFT has no init olora for a Conv1D, which {linear.name!r} is"

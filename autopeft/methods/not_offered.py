@@ -91,13 +91,6 @@ NOT_OFFERED = (
     ),
     NotOffered(
         "LORA",
-        "LoRA begun by LoftQ",
-        "arXiv:2310.08659",
-        "it begins on a GPU only, and puts weights that it has quantised itself into the base and saves none of them",
-        "init_lora_weights=loftq",
-    ),
-    NotOffered(
-        "LORA",
         "LoRA begun by CorDA",
         "arXiv:2406.05223",
         "it fails unless every weight was decomposed before with the covariance of its inputs, which takes square "

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from autopeft.domains import Choices, Domain, Ordinal, Real, Whole
 from autopeft.records import Candidate, Scalar
-from autopeft.space import Choices, Domain, Ordinal, Parameter, Real, Space, Whole
+from autopeft.space import Parameter, Space
 
 
 def distribution_of(domain: Domain) -> BaseDistribution:

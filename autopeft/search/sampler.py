@@ -12,11 +12,12 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from autopeft.domains import Real, Whole, ends
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
 from autopeft.search.codec import decoded, distributions, encode
-from autopeft.space import Parameter, Real, Space, Whole, ends
+from autopeft.space import Parameter, Space
 
 ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
 """Draws of the engine, each some ten milliseconds, and then at random, before a space is taken for exhausted."""

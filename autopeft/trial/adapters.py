@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
 from autopeft.trial.initial import (
     begin_with_inputs,
+    begin_with_residuals,
     changed_by,
     factors_of,
     layers_of,
@@ -30,7 +31,7 @@ from autopeft.trial.initial import (
     settle,
 )
 from autopeft.trial.model import ModelSource, load_base
-from autopeft.trial.own import Bottleneck
+from autopeft.trial.own import Bottleneck, Prefix
 from autopeft.trial.reading import head_of
 
 # PEFT wraps norms like any module and says so each time, as it says what a method does to sizes that do not fit or
@@ -75,6 +76,7 @@ class Resident:
         self._hooks = {id(m): (set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()}
         self._children = {id(m): set(m._modules) for m in model.modules()}
         self._parameters = {id(m): dict(m._parameters) for m in model.modules()}
+        self._configs = {id(m): vars(m)["config"] for m in model.modules() if "config" in vars(m)}
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
         self._copies: dict[str, Tensor] = {}
@@ -88,11 +90,13 @@ class Resident:
         head: Mapping[str, int],
         base: str = "",
         sample: Sequence[Mapping[str, Tensor]] = (),
+        dense: Callable[[], nn.Module] | None = None,
     ) -> Any:
         """Attach the adapter of a plan and make sure that it is what was planned; gives the model to call.
 
         Args:
             sample: Batches to train on, for an adapter that begins with what it sees in them.
+            dense: Loads the base as its checkpoint has it, for an adapter that begins with what quantisation took.
 
         Raises:
             TrialError: If the realised adapter differs in a module, a rank or a parameter from the plan.
@@ -104,6 +108,9 @@ class Resident:
             self._beginnings = {name: factors_of(layer) for name, layer in layers_of(adapted)}
         if plan.config.get("init_lora_weights") == "eva":
             begin_with_inputs(adapted, sample)
+        if plan.config.get("init_lora_weights") == "loftq":
+            assert dense is not None, "loftq needs the base as it was"
+            begin_with_residuals(adapted, dense())
         if plan.recipe.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             # Only reentrant checkpoints need inputs with gradients, and the layers below the lowest adapter do not.
@@ -136,6 +143,8 @@ class Resident:
                     del module._modules[child]
                 module._parameters.clear()
                 module._parameters.update(self._parameters[id(module)])
+            if id(module) in self._configs:
+                module.config = self._configs[id(module)]
         for attribute in set(vars(self.model)) - self._attributes:
             delattr(self.model, attribute)
         if "_hf_peft_config_loaded" in vars(self.model):
@@ -199,7 +208,7 @@ def realised_sizes(adapted: Any) -> dict[str, int]:
             sizes[name] = len(size) if isinstance(size, list) else int(size)
         elif isinstance(module, AdaptedAttention | AdaptedAttentionGPT):
             sizes[name] = module.adapter_len
-        elif isinstance(module, Bottleneck):
+        elif isinstance(module, Bottleneck | Prefix):
             sizes[name] = module.size
     return sizes
 

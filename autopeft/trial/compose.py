@@ -19,7 +19,7 @@ from torch import nn
 
 from autopeft.errors import SourceError
 from autopeft.records import AdapterPlan
-from autopeft.trial.own import attach_biases, attach_bottlenecks, copy_weights
+from autopeft.trial.own import attach_biases, attach_bottlenecks, attach_prefixes, copy_weights
 from autopeft.trial.own.copies import BESIDE
 
 TENSORS = "autopeft.safetensors"
@@ -31,6 +31,7 @@ OWN: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "weights": copy_weights,
     "biases": attach_biases,
     "bottleneck": attach_bottlenecks,
+    "prefix": attach_prefixes,
 }
 """`adapter_type` of a part of ours -> what attaches it."""
 
@@ -41,6 +42,8 @@ def config_of(fields: Mapping[str, Any], *, task: str, head: Mapping[str, int] =
     given = {name: value for name, value in fields.items() if name != "peft_type"}
     if head and "target_modules" in fields:
         given["modules_to_save"] = list(head)
+    if given.get("init_lora_weights") == "loftq":
+        given["init_lora_weights"] = True  # PEFT's own quantises the base anew, on a GPU; see `initial`
     config = kind(task_type=PEFT_TASKS[task], **given)
     config.base_model_name_or_path = base or None
     return config
@@ -50,7 +53,7 @@ def attach_parts(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str,
     """Attach every part of a plan and train the new head; gives the model to call.
 
     From the inside out: copies of the base's own parameters; PEFT's layers, which wrap modules; bottlenecks, which hook
-    what is there by then; prompts, which wrap the whole model. A later one of PEFT's freezes all that came before.
+    what is there by then, and prefixes; prompts, which wrap the model. A later one of PEFT's freezes all before it.
     """
     inside: list[Mapping[str, Any]] = []
     layers: list[Mapping[str, Any]] = []
@@ -60,7 +63,7 @@ def attach_parts(model: Any, plan: AdapterPlan, *, task: str, head: Mapping[str,
         if "peft_type" in part:
             (layers if "target_modules" in part else prompts).append(part)
         else:
-            (hooks if part["adapter_type"] == "bottleneck" else inside).append(part)
+            (hooks if part["adapter_type"] in ("bottleneck", "prefix") else inside).append(part)
     if head and not prompts:  # PEFT trains the head beside a prompt itself
         inside.append({"adapter_type": "weights", "modules": list(head), "except": []})
     trained: dict[int, nn.Parameter] = {}

@@ -3,7 +3,8 @@
 PiSSA (arXiv:2404.02948) and OLoRA (arXiv:2406.01775) begin with a part of each weight and leave the rest in the base.
 So that the adapter goes on the base as it was, what was trained is turned into an equal adapter of twice the rank: the
 product as it is, less the product as it began. EVA (arXiv:2410.07170) begins with the directions in which the inputs of
-each linear vary most, and leaves the base alone.
+each linear vary most, LoftQ (arXiv:2310.08659, one step of it) with what a weight has lost by quantisation; both leave
+the base alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import TrialError
 from autopeft.records import AdapterPlan
@@ -77,6 +80,26 @@ def settle(adapted: Any, beginnings: Mapping[str, tuple[Tensor, Tensor]]) -> Non
         layer.lora_A[_ADAPTER].weight.data = torch.cat([a, first_a])
         layer.lora_B[_ADAPTER].weight.data = torch.cat([b, -first_b], dim=1)
     adapted.eval()
+
+
+@torch.no_grad()
+def begin_with_residuals(adapted: Any, dense: nn.Module) -> None:
+    """Set each product to the largest part of what quantisation took from its weight.
+
+    Args:
+        dense: The base as it was before it was quantised, on any device.
+    """
+    for name, layer in layers_of(adapted):
+        held: Any = layer.get_base_layer().weight
+        kept = bnb.functional.dequantize_4bit(held.data, held.quant_state).float()
+        original = dense.get_submodule(name)
+        weight = original.weight.T if isinstance(original, Conv1D) else original.weight
+        lost = weight.to(kept.device, torch.float32) - kept
+        rank = layer.r[_ADAPTER]
+        left, sizes, right = torch.svd_lowrank(lost, q=min(rank + _SPARE, *lost.shape), niter=4)
+        share = (sizes[:rank] / layer.scaling[_ADAPTER]).sqrt()
+        layer.lora_A[_ADAPTER].weight.data = (share[:, None] * right.T[:rank]).contiguous()
+        layer.lora_B[_ADAPTER].weight.data = (left[:, :rank] * share).contiguous()
 
 
 @torch.no_grad()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.anatomy import (
     Anatomy,
+    Attention,
     Bias,
     Block,
     Norm,
@@ -23,6 +25,7 @@ from autopeft.anatomy import (
     number_layers,
     place_of,
 )
+from autopeft.trial.attention import attend_by, can_be_given_keys
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config
 
 
@@ -84,6 +87,7 @@ def read_anatomy(source: ModelSource) -> Anatomy:
         blocks=tuple(
             Block(f"{stack}.{index}", layers[stack, index], params) for (stack, index), params in in_blocks.items()
         ),
+        attentions=_attentions(model, layers),  # last, for it changes the model
     )
 
 
@@ -135,6 +139,51 @@ def _vocabulary(model: Any) -> Vocabulary:
         tied=tuple(name for name, module in others.items() if linear_shape(module) is not None),
         copies=tuple(name for name, module in others.items() if linear_shape(module) is None),
     )
+
+
+class _Watch(nn.Module):
+    """Notes the shapes of the keys and values of an attention, and computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: tuple[int, int, int] | None = None
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        if kwargs.get("position_bias") is None:
+            self.shape = key.shape[1], key.shape[3], value.shape[3]
+        # As sdpa gives it: (rows, tokens, heads, width).
+        return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+def _attentions(model: Any, layers: Mapping[tuple[str, int], int]) -> tuple[Attention, ...]:
+    """Find the attentions of one stack that go through transformers' interface, by a forward pass without numbers."""
+    if model.config.is_encoder_decoder:
+        return ()
+    watches: dict[str, _Watch] = {}
+    for name, module in list(model.named_modules()):
+        if _layer(name, layers) is not None and can_be_given_keys(module):
+            attend_by(module, watches.setdefault(name, _Watch()))
+    tokens = torch.ones((1, 2), dtype=torch.long, device="meta")
+    # To make a mask some models look at numbers; others take none that is made.
+    for masks in ({"attention_mask": torch.ones((1, 1, 2, 2), dtype=torch.bool, device="meta")}, {}):
+        # Without numbers experts cannot be chosen either; what lies above them is alike.
+        with suppress(Exception), torch.no_grad():
+            model(input_ids=tokens, use_cache=False, **masks)
+        if any(watch.shape for watch in watches.values()):
+            break
+    shapes = {_make(model.get_submodule(name)): watch.shape for name, watch in watches.items() if watch.shape}
+    return tuple(
+        Attention(name, layer, *shapes[make])
+        for name in watches
+        if (make := _make(model.get_submodule(name))) in shapes and (layer := _layer(name, layers)) is not None
+    )
+
+
+def _make(module: nn.Module) -> tuple[Any, ...]:
+    """Give what modules have in common that compute alike."""
+    return type(module), *(linear_shape(part) for part in module.modules())
 
 
 def _prompt_shape(model: Any) -> PromptShape:

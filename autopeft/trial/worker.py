@@ -21,8 +21,9 @@ from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
 from autopeft.trial.batches import train_parts
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
-from autopeft.trial.model import ModelSource, checksum, load_base, load_tokenizer
+from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
 from autopeft.trial.prepared import read_prepared
+from autopeft.trial.reading import checkpoint_bits
 from autopeft.trial.train import train
 
 SAMPLE = 8
@@ -133,6 +134,7 @@ class TrialWorker:
             head=self._head,
             base=self._source.path,
             sample=[{n: t.to(self._device) for n, t in part.items()} for parts in batches[:SAMPLE] for part in parts],
+            dense=self._dense,
         )
         # The first step has no optimiser state yet, so the peak is among the others.
         sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
@@ -182,6 +184,11 @@ class TrialWorker:
         size = save_adapter(adapted, partial, about=about)
         partial.replace(folder)
         return size
+
+    def _dense(self) -> Any:
+        """Load the base as its checkpoint has it, beside the one that is trained on, and into the host's memory."""
+        bits = checkpoint_bits(load_config(self._source))
+        return load_base(self._source, BaseFormat(bits), device="cpu", seed=self._seed)
 
     def _load(self, base: BaseFormat) -> Any:
         return load_base(self._source, base, device=self._device, seed=self._seed)

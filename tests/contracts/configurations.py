@@ -44,6 +44,11 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
     "ln_tuning": [{}, {"ln_tuning.outer": False}, {"ln_tuning.layers[0]": 0, "ln_tuning.layers[1-9]": 1}],
     "prompt_tuning": [{"prompt_tuning.tokens": n} for n in (1, 7)],
     "prefix_tuning": [{"prefix_tuning.tokens": n} for n in (1, 7)],
+    "layer_prefix": [
+        {"layer_prefix.tokens": 1},
+        {"layer_prefix.tokens[0]": 0, "layer_prefix.tokens[1]": 3, "layer_prefix.tokens[2-9]": 7},
+        {"layer_prefix.layers[1]": 1, "layer_prefix.layers[0]": 0, "layer_prefix.layers[2-9]": 0},
+    ],
     "adalora": [{"adalora.rank": 4}, {"adalora.rank": 3, "adalora.layers[0]": 0, "adalora.layers[1-9]": 1}],
     "loha": [{"loha.rank": 2}, {"loha.rank[0]": 3, "loha.rank[1-9]": 5, "loha.share[down]": 0, **_rest("loha")}],
     "lokr": [
@@ -110,7 +115,9 @@ OTHERS: dict[str, list[Mapping[str, Any]]] = {
             f"{_AUTOPEFT}.layers[1-9]": 1,
             f"{_AUTOPEFT}.serial.feed_forward": 0,
             f"{_AUTOPEFT}.parallel.feed_forward": 6,
-            f"{_AUTOPEFT}.prefix.tokens": 0,
+            f"{_AUTOPEFT}.parallel.activation": "gelu",
+            f"{_AUTOPEFT}.prefix.tokens[0-1]": 2,
+            f"{_AUTOPEFT}.prefix.tokens[2-9]": 0,
         },
     ],
     # A step on a prefix moves so narrow a bottleneck so far that all its units may be dead, but not of GELU.
@@ -166,7 +173,7 @@ def candidates(method: str) -> list[Candidate]:
     return [Candidate({"method": method, "bits": 32, **values}) for values in OTHERS[method]]
 
 
-OWN = ("serial_adapter", "parallel_adapter", "bitfit", "full", "top_layers")
+OWN = ("serial_adapter", "parallel_adapter", "layer_prefix", "bitfit", "full", "top_layers")
 HYBRIDS = tuple(name for name in OTHERS if "+" in name)
 EVERYWHERE = ("lora", "ia3", "ln_tuning", "prompt_tuning", "prefix_tuning", "p_tuning", *OWN, *HYBRIDS)
 """Methods that are tried in all ways on all families and tasks; of the others, which are built alike, the first

@@ -35,6 +35,7 @@ CONFIGURATIONS = {
     "pissa": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.init": "pissa", "lora.rslora": True},
     "olora": {"method": "lora", "lora.rank": 4, "lora.init": "olora", "lora.dropout": 0.1},
     "eva": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.init": "eva"},
+    "loftq": {"method": "lora", "lora.rank[0]": 2, "lora.rank[1-9]": 4, "lora.init": "loftq", "lora.rslora": True},
     "biases": {"method": "lora", "lora.rank": 4, "lora.bias": "linears"},
     "mini": {"method": "miss", "miss.rank": 8, "miss.form": "mini", "miss.width": 8},
 }

@@ -133,20 +133,6 @@ def linear_with(source_of):
     return adapt
 
 
-def test_loftq_begins_on_a_gpu_only_and_changes_the_base(linear_with, monkeypatch):
-    fields = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
-    if not torch.cuda.is_available():
-        with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
-            linear_with(**fields)
-
-    def rounded(weight, *, reduced_rank, **others):
-        return weight.round(decimals=1), torch.zeros(reduced_rank, 64), torch.zeros(64, reduced_rank)
-
-    monkeypatch.setattr("peft.tuners.lora.layer.loftq_init", rounded)
-    layer, before = linear_with(**fields)
-    assert not torch.equal(layer.base_layer.weight, before)
-
-
 def test_corda_fails_without_what_is_computed_before(linear_with):
     with pytest.raises(ValueError, match="run `preprocess_corda` first"):
         linear_with(init_lora_weights="corda")

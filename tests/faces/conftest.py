@@ -27,7 +27,7 @@ def _with_tokenizer(source: ModelSource, folder: Path) -> Path:
 def _gentle() -> Iterator[None]:
     """One thread for a training here, and no long walks of the garbage collector over what pytest has imported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autopeft.assembly.os.sched_getaffinity", lambda _: {0})
+        patch.setattr("autopeft.workers.os.sched_getaffinity", lambda _: {0})
         gc.collect()
         gc.freeze()
         yield

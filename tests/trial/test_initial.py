@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bitsandbytes as bnb
 import peft
 import pytest
 import torch
@@ -125,12 +126,37 @@ def test_eva_needs_as_many_tokens_as_directions(source_of, llama):
         resident.detach()
 
 
+@pytest.mark.parametrize("form", [BaseFormat(4), BaseFormat(4, "fp4", double_quant=False)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_loftq_begins_with_most_of_what_quantisation_took(family, form, source_of, anatomy_of):
+    """The best product of a rank leaves the singular values beyond it (Eckart and Young), and is nearly reached."""
+    source, anatomy = source_of(family, TASK), anatomy_of(family, TASK)
+    quantised = Resident(load_base(source, form, device="cpu"))
+    dense = load_base(source, BaseFormat(32), device="cpu")
+    before = checksum(quantised.model)
+    values = {"method": "lora", "lora.rank": 8, "lora.init": "loftq", "lora.alpha": "2r", "bits": 4}
+    adapted = quantised.attach(plan_of(Candidate(values), anatomy), task=TASK, head={}, dense=lambda: dense)
+    layers = {n: m for n, m in adapted.get_base_model().named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert len(layers) == len(anatomy.linears)
+    for name, layer in layers.items():
+        held = layer.get_base_layer().weight
+        kept = bnb.functional.dequantize_4bit(held.data, held.quant_state).float()
+        original = dense.get_submodule(name).weight.T if family == "gpt2" else dense.get_submodule(name).weight
+        left = torch.linalg.svdvals(original - kept)
+        product = layer.get_delta_weight("default")
+        assert (original - kept - product).norm() <= 1.02 * left[8:].norm() < left.norm()
+    quantised.detach()
+    assert checksum(quantised.model) == before
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"lora.init": "pissa", "bits": 4}, "does not go with a quantised base"),
         ({"lora.init": "olora", "lora.dora": True}, "goes neither with DoRA nor with a bias"),
         ({"lora.init": "orthogonal", "lora.rank": 3}, "needs even ranks"),
+        ({"lora.init": "loftq", "bits": 16}, "choose bits 4"),
+        ({"lora.init": "loftq", "bits": 4, "lora.dora": True}, "does not go with DoRA"),
         ({"lora.init": "pissa", "lora.rank": 40}, "has no 40 directions in"),
         ({"lora.bias": "product"}, "cannot be merged into linears that have none"),
     ],

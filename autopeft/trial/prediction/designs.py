@@ -10,7 +10,17 @@ from typing import Any
 from autopeft.anatomy import Anatomy
 from autopeft.methods import METHODS
 from autopeft.records import AdapterPlan
-from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, Config, is_by_module, moved, names_of, size_field
+from autopeft.trial.prediction.parts import (
+    PLACES,
+    TOKENS,
+    WIDTH,
+    Config,
+    is_by_module,
+    moved,
+    names_of,
+    site_sizes,
+    size_field,
+)
 from autopeft.trial.prediction.sites import Sites
 
 _RANKS = (2, 8, 32, 64)
@@ -116,5 +126,5 @@ def _with(plan: AdapterPlan, parts: Sequence[dict[str, Any]]) -> AdapterPlan:
     for part in parts:
         given = part.get("rank_pattern") or part.get("n_frequency_pattern") or {}
         sizes |= dict(zip(names_of(part), given.values() or [1] * len(names_of(part)), strict=True))
-        sizes |= {f"{writer}.{part['position']}": size for _, writer, size in part.get("sites", ())}
+        sizes |= site_sizes(part) if "sites" in part else {}
     return replace(plan, sizes=sizes, config=parts[0] if len(parts) == 1 else {"parts": parts})

@@ -36,11 +36,22 @@ def is_by_module(config: Config) -> bool:
 def names_of(config: Config) -> list[str]:
     """Give the names in a plan's sizes that are a part's; none where it cannot be told to go elsewhere."""
     if "sites" in config:
-        return [f"{writer}.{config['position']}" for _, writer, _ in config["sites"]]
+        return list(site_sizes(config))
     if "biases" in config:
         return [*config["biases"], *(f"{name}.bias" for name, _ in config["new"])]
     names = config.get("target_modules", ())
     return [] if isinstance(names, str) else list(names)
+
+
+def site_sizes(config: Config) -> dict[str, int]:
+    """Give the sizes of a part of ours by name: of bottlenecks at linears, or of prefixes at attentions."""
+    at, position = _size_at(config), config.get("position", config["adapter_type"])
+    return {f"{row[at - 1]}.{position}": row[at] for row in config["sites"]}
+
+
+def _size_at(config: Config) -> int:
+    """Tell where a row of `sites` has its size; the module comes before it."""
+    return 1 if config["adapter_type"] == "prefix" else 2
 
 
 def sizes_of(plan: AdapterPlan) -> dict[str, float]:
@@ -59,8 +70,9 @@ def moved(config: Config, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Give a part at other names, a subset of its own, with another size at each, or one for all."""
     names = [name for name in names_of(config) if name in sizes]
     if "sites" in config:
-        placed = {f"{writer}.{config['position']}": (reader, writer) for reader, writer, _ in config["sites"]}
-        return {**config, "sites": [[*placed[name], sizes[name]] for name in names]}
+        at = _size_at(config)
+        rows = dict(zip(site_sizes(config), config["sites"], strict=True))
+        return {**config, "sites": [[*rows[name][:at], sizes[name], *rows[name][at + 1 :]] for name in names]}
     if "biases" in config:
         new = [[name, size] for name, size in config["new"] if f"{name}.bias" in sizes]
         return {**config, "biases": [name for name in config["biases"] if name in sizes], "new": new}
