@@ -15,6 +15,8 @@ from autopeft.request import SearchRequest
 
 _WORKER_BYTES = 700 * 2**20
 """What a worker process holds beside its model: interpreter, libraries, data."""
+_TIMELESS = {"quality", "params", "memory", "adapter_bytes"}
+"""Objectives that do not depend on how long a training takes, which what is reused of earlier trials shortens."""
 
 
 def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: float = 1.0) -> WorkerSpec:
@@ -30,6 +32,7 @@ def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: flo
             "data_seed": request["seed"],
             "threads": threads,
             "memory_share": memory_share,
+            "reuse": {objective["name"] for objective in info.objectives} <= _TIMELESS,
         },
     )
 

@@ -71,12 +71,8 @@ class Resident:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._grads = {name: p.requires_grad for name, p in model.named_parameters()}
-        self._training = {name: module.training for name, module in model.named_modules()}
-        self._hooks = {id(m): (set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()}
-        self._children = {id(m): set(m._modules) for m in model.modules()}
-        self._parameters = {id(m): dict(m._parameters) for m in model.modules()}
-        self._configs = {id(m): vars(m)["config"] for m in model.modules() if "config" in vars(m)}
+        self._loaded = [_Loaded(module) for module in model.modules()]
+        self._grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._attributes = set(vars(model))
         self._config_fields = dict(vars(model.config))
         self._copies: dict[str, Tensor] = {}
@@ -125,7 +121,8 @@ class Resident:
 
     def detach(self) -> None:
         """Take the adapter off, whatever state it is in; the base is bit for bit what it was."""
-        unwrap(self.model)
+        for loaded in self._loaded:
+            loaded.put_back()
         for remembers in (shira_layer, supertuning_layer):
             # It keeps every layer that it was ever asked about, with all its tensors.
             remembers._warn_once_about_module_hooks.cache_clear()
@@ -133,29 +130,40 @@ class Resident:
         self._copies, self._beginnings = {}, {}
         if self.model.is_gradient_checkpointing:
             self.model.activation_checkpointing_disable()
-        for module in self.model.modules():
-            hooks, pre_hooks = self._hooks.get(id(module), (set(), set()))
-            for kept, now in ((hooks, module._forward_hooks), (pre_hooks, module._forward_pre_hooks)):
-                for handle in [h for h in now if h not in kept]:
-                    del now[handle]
-            if id(module) in self._children:
-                for child in [c for c in module._modules if c not in self._children[id(module)]]:
-                    del module._modules[child]
-                module._parameters.clear()
-                module._parameters.update(self._parameters[id(module)])
-            if id(module) in self._configs:
-                module.config = self._configs[id(module)]
         for attribute in set(vars(self.model)) - self._attributes:
             delattr(self.model, attribute)
         if "_hf_peft_config_loaded" in vars(self.model):
             self.model._hf_peft_config_loaded = False
         for field in set(vars(self.model.config)) - set(self._config_fields):
             delattr(self.model.config, field)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self._grads[name])
+        for parameter, trained in self._grads:
+            parameter.requires_grad_(trained)
             parameter.grad = None
-        for name, module in self.model.named_modules():
-            module.training = self._training[name]
+
+
+class _Loaded:
+    """What a module of the base was made of when it was loaded; what wrapped a module in it is no longer its child."""
+
+    __slots__ = ("_children", "_config", "_hooks", "_module", "_parameters", "_pre_hooks", "_training")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._training, self._config = module, module.training, vars(module).get("config")
+        self._children, self._parameters = dict(module._modules), dict(module._parameters)
+        self._hooks, self._pre_hooks = set(module._forward_hooks), set(module._forward_pre_hooks)
+
+    def put_back(self) -> None:
+        """Make it of that again."""
+        module = self._module
+        for now, was in ((module._modules, self._children), (module._parameters, self._parameters)):
+            now.clear()
+            now.update(was)  # type: ignore[arg-type]
+        for hooks, kept in ((module._forward_hooks, self._hooks), (module._forward_pre_hooks, self._pre_hooks)):
+            for handle in hooks.keys() - kept:
+                del hooks[handle]
+        if vars(module).get("config") is not self._config:
+            vars(module)["config"] = self._config
+        if module.training != self._training:
+            module.training = self._training
 
 
 def unwrap(model: Any) -> None:
@@ -268,6 +276,8 @@ def save_adapter(adapted: Any, folder: Path, *, about: Mapping[str, Any]) -> int
         about: What `load_adapter` has to know: the source's fields, the plan, the seed of the head.
     """
     if is_peft(AdapterPlan.from_dict(about["plan"])):
+        # PEFT's model card is a form to be filled in, and takes it three times as long as all else that it saves.
+        adapted.create_or_update_model_card = lambda folder: None
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         save_parts(adapted, folder)

@@ -12,6 +12,7 @@ import torch
 
 from autopeft.records import BaseFormat
 from autopeft.trial.adapters import Resident
+from autopeft.trial.frozen import FrozenLayers
 from autopeft.trial.model import checksum, tensors_of
 from autopeft.trial.packing import keeps_texts_apart
 
@@ -21,9 +22,10 @@ ROOM_FOR_BASES = 0.5
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model, the checksum that it must have after every trial, and the bytes that it holds."""
+    """A loaded base model, its layers, the checksum that it must have after every trial, and the bytes it holds."""
 
     resident: Resident
+    frozen: FrozenLayers
     checksum: str
     held_bytes: int
 
@@ -93,7 +95,7 @@ class Bases:
         model = self._load(form)
         # CUDA counts in the blocks of its allocator, as the peak of a training is counted.
         held = torch.cuda.memory_allocated() - before if self._cuda else _storage_bytes(model)
-        base = Base(Resident(model), checksum(model), held)
+        base = Base(Resident(model), FrozenLayers(model), checksum(model), held)
         # The collection after each trial took half a second, nearly all of it to look at what stays for good: the
         # libraries and the base. A base that is dropped needs no collection, as nothing in it refers in a circle.
         gc.collect()

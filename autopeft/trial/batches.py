@@ -22,6 +22,9 @@ Batch = dict[str, Tensor]
 encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All int64, padded on the right. In a packed
 one, `position_ids` in place of the mask."""
 
+_KEPT = 4
+"""Most kinds of rows (their number, length and packing) whose batches are kept; a search has one, or a few."""
+
 _BY_TOKEN = ("input_ids", "labels", "token_type_ids")
 """Columns with a value for each token of a row."""
 
@@ -41,6 +44,30 @@ def train_parts(prepared: Prepared, step: int, *, recipe: Recipe, seed: int) -> 
     length = recipe.max_length or prepared.max_length
     parts = np.array_split(indices, recipe.gradient_accumulation_steps)
     return [_train_part(prepared, part.tolist(), length, packing=recipe.packing) for part in parts]
+
+
+class TrainBatches:
+    """The train batches of a search, made once: every candidate of like rows reads the same ones in the same order."""
+
+    def __init__(self, prepared: Prepared, *, seed: int) -> None:
+        self._prepared, self._seed = prepared, seed
+        self._made: dict[Recipe, list[list[Batch]]] = {}
+
+    def first(self, steps: int, recipe: Recipe) -> Sequence[Sequence[Batch]]:
+        """Give the batches of the first steps, each in its parts; nothing may change them."""
+        rows = Recipe(
+            0.0,
+            batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            max_length=recipe.max_length,
+            packing=recipe.packing,
+        )
+        made = self._made.pop(rows, [])
+        while len(self._made) >= _KEPT:
+            self._made.pop(next(iter(self._made)))
+        self._made[rows] = made
+        made += [train_parts(self._prepared, step, recipe=rows, seed=self._seed) for step in range(len(made), steps)]
+        return made[:steps]
 
 
 def _train_part(prepared: Prepared, indices: Sequence[int], length: int, *, packing: bool) -> Batch:

@@ -28,10 +28,16 @@ class StorageTracker(TorchDispatchMode):
         super().__init__()
         self.block_bytes = block_bytes
         self._alive: dict[int, int] = {}
+        self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.live_bytes = 0
         self.peak_bytes = 0
         for tensor in resident:
             self._count(tensor)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled; keeping the compiler off would cost as much as the counting.
+        return False
 
     def _count(self, tensor: object) -> None:
         if not isinstance(tensor, torch.Tensor):
@@ -48,7 +54,7 @@ class StorageTracker(TorchDispatchMode):
         self._alive[key] = size
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._freed, key)
+        self._watched[key] = weakref.ref(storage, lambda _: self._freed(key))
         self._born(key, size)
 
     def _born(self, key: int, size: int) -> None:
@@ -56,14 +62,18 @@ class StorageTracker(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self.live_bytes -= self._alive.pop(key)
+        del self._watched[key]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it gave."""
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            self._count(tensor)
+        if isinstance(out, torch.Tensor):
+            self._count(out)
+        else:
+            for tensor in tree_iter(out):
+                self._count(tensor)
         return out
 
 

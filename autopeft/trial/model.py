@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -266,19 +267,20 @@ _CHUNK = 1 << 22
 def checksum(model: nn.Module) -> str:
     """Give a checksum of all tensors of a model, order and position included; computed where the tensors are."""
     total = 0
-    weights: dict[torch.device, torch.Tensor] = {}
     for name, tensor in sorted(tensors_of(model).items()):
         flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        words = flat[: flat.numel() // 4 * 4].view(torch.int32)
-        if tensor.device not in weights:
-            # Odd, so that no bit of a word is lost in the product.
-            weights[tensor.device] = torch.arange(1, 2 * _CHUNK, 2, device=tensor.device, dtype=torch.int32)
-        at = sum(name.encode())
-        for start in range(0, words.numel(), _CHUNK):
-            chunk = words[start : start + _CHUNK]
-            # Products wrap around in 32 bits, which keeps them exact; the sum is taken in 64.
-            value = int((chunk * weights[tensor.device][: chunk.numel()]).sum(dtype=torch.int64))
-            total = (total * 1_000_003 + value + start + at) % (1 << 64)
-        rest = int.from_bytes(bytes(flat[words.numel() * 4 :].tolist()), "little")
-        total = (total * 1_000_003 + rest + flat.numel()) % (1 << 64)
+        value = _checksum_on_device(flat) if flat.is_cuda else xxhash.xxh3_64_intdigest(flat.numpy().data)
+        total = (total * 1_000_003 + value + flat.numel() + sum(name.encode())) % (1 << 64)
     return f"{total:016x}"
+
+
+def _checksum_on_device(flat: torch.Tensor) -> int:
+    """Give a checksum of bytes without moving them."""
+    words, total = flat[: flat.numel() // 4 * 4].view(torch.int32), 0
+    # Odd, so that no bit of a word is lost in the product.
+    weights = torch.arange(1, 2 * min(_CHUNK, words.numel()), 2, device=flat.device, dtype=torch.int32)
+    for start in range(0, words.numel(), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        # Products wrap around in 32 bits, which keeps them exact; the sum is taken in 64.
+        total = (total * 1_000_003 + int((chunk * weights[: chunk.numel()]).sum(dtype=torch.int64)) + start) % (1 << 64)
+    return total * 1_000_003 + int.from_bytes(bytes(flat[words.numel() * 4 :].tolist()), "little")

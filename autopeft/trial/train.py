@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,8 @@ def train(
     recipe: Recipe,
     seed: int,
     device: str,
-    measured_step: int,
+    measured_step: int | None,
+    measuring: AbstractContextManager[None] | None = None,
 ) -> Training:
     """Train what requires gradients, in place.
 
@@ -76,7 +78,9 @@ def train(
         adapted: A PEFT model whose trained parameters require gradients.
         parts_at: Step -> the parts of its batch, on the device; their gradients add up to that of the whole.
         recipe: Rate, schedule and optimiser; its rows and lengths are `parts_at`'s affair.
+        steps: May be 0: nothing is trained, and the memory is what the model holds.
         measured_step: On CPU, the step whose tensors are counted; the one with the largest batch has the peak.
+        measuring: Entered around that step, on any device.
 
     Raises:
         TrialError: If the loss is not a number.
@@ -97,7 +101,10 @@ def train(
         torch.cuda.reset_peak_memory_stats(device)
     losses: list[float] = []
     allocate = allocation(adapted, steps=steps)
-    peak, start = 0, time.monotonic()
+    start = time.monotonic()
+
+    def held() -> StorageTracker:
+        return StorageTracker([*tensors_of(adapted).values(), *held_by(optimizer)])
 
     def one_step(step: int) -> None:
         for group in optimizer.param_groups:
@@ -119,13 +126,14 @@ def train(
         if not math.isfinite(total):
             raise TrialError(f"the loss is {total} at step {step}; the learning rate {rate:.2e} diverges")
 
+    peak = 0 if steps or cuda else held().peak_bytes
     for step in range(steps):
-        if step == measured_step and not cuda:
-            with StorageTracker([*tensors_of(adapted).values(), *held_by(optimizer)]) as tracker:
-                one_step(step)
-            peak = tracker.peak_bytes
-        else:
+        if step != measured_step:
             one_step(step)
+            continue
+        with measuring or nullcontext(), nullcontext() if cuda else held() as tracker:
+            one_step(step)
+        peak = tracker.peak_bytes if tracker else 0
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise TrialError(f"the adapter is not a number at the end; the learning rate {rate:.2e} diverges")
     # As they will be saved and loaded: what is judged is what the user gets.

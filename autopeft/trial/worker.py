@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
-from autopeft.trial.batches import train_parts
+from autopeft.trial.batches import Batch, TrainBatches
 from autopeft.trial.evaluate import evaluate
+from autopeft.trial.frozen import ROOM_FOR_STATES, States
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
 from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
 from autopeft.trial.prepared import read_prepared
@@ -42,6 +43,7 @@ class TrialWorker:
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         threads: CPU threads of this worker.
         memory_share: Share of the device's memory that this worker may use.
+        reuse: Whether what frozen layers give is kept for later trials; these then take less time than they would.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TrialWorker:
         device: str = "auto",
         threads: int | None = None,
         memory_share: float = 1.0,
+        reuse: bool = True,
     ) -> None:
         self._run_dir = Path(run_dir)
         if not (self._run_dir / "request.yaml").is_file():
@@ -69,6 +72,9 @@ class TrialWorker:
         self._tokenizer = load_tokenizer(self._source.path) if judges_texts else None
         room = int(ROOM_FOR_BASES * memory_share * capacity_bytes(self._device))
         self._bases = Bases(self._load, limit_bytes=room, device=self._device)
+        self._batches = TrainBatches(self._data, seed=self._seed)
+        room = int(ROOM_FOR_STATES * memory_share * capacity_bytes("cpu")) if reuse else 0
+        self._states = States(limit_bytes=room)
 
     def run(self, unit: WorkUnit) -> Measurement:
         """Train, judge and save one candidate; the base is bit for bit what it was, or is loaded anew.
@@ -111,6 +117,7 @@ class TrialWorker:
             finally:
                 if changed:
                     self._bases.drop(unit.plan.base)
+                    self._states.drop((unit.plan.base, base.checksum))
                 self._free()
         if changed:
             raise TrialError(f"{unit.plan.method} changed the frozen base model; its result is not to be trusted")
@@ -127,7 +134,7 @@ class TrialWorker:
         if recipe.packing and not base.keeps_texts_apart:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
         torch.manual_seed(unit.seed)
-        batches = [train_parts(self._data, step, recipe=recipe, seed=self._seed) for step in range(unit.steps)]
+        batches = self._batches.first(unit.steps, recipe)
         adapted = base.resident.attach(
             unit.plan,
             task=self._source.task,
@@ -136,24 +143,23 @@ class TrialWorker:
             sample=[{n: t.to(self._device) for n, t in part.items()} for parts in batches[:SAMPLE] for part in parts],
             dense=self._dense,
         )
-        # The first step has no optimiser state yet, so the peak is among the others.
-        sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
-        later = [size if step or unit.steps == 1 else 0 for step, size in enumerate(sizes)]
-        training = train(
-            adapted,
-            parts_at=lambda step: [{n: t.to(self._device) for n, t in part.items()} for part in batches[step]],
-            steps=unit.steps,
-            recipe=recipe,
-            seed=unit.seed,
-            device=self._device,
-            measured_step=later.index(max(later)),
-        )
-        base.resident.settle(adapted)
+        with base.frozen.reused(adapted, self._states, base=(unit.plan.base, base.checksum)):
+            training = train(
+                adapted,
+                parts_at=lambda step: [{n: t.to(self._device) for n, t in part.items()} for part in batches[step]],
+                steps=unit.steps,
+                recipe=recipe,
+                seed=unit.seed,
+                device=self._device,
+                measured_step=_largest(batches),
+                measuring=base.frozen.computed(),  # as the user's own training will be
+            )
+            base.resident.settle(adapted)
+            start = time.monotonic()
+            metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
+            evaluated = time.monotonic() - start
         # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
         others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
-        start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
-        evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())
         every = max(1, unit.steps // 50)
@@ -192,3 +198,13 @@ class TrialWorker:
 
     def _load(self, base: BaseFormat) -> Any:
         return load_base(self._source, base, device=self._device, seed=self._seed)
+
+
+def _largest(batches: Sequence[Sequence[Batch]]) -> int | None:
+    """Give the step whose memory is the most; None where there is no step.
+
+    The first one has no optimiser state yet, so it is among the others.
+    """
+    sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
+    later = [size if step or len(sizes) == 1 else 0 for step, size in enumerate(sizes)]
+    return later.index(max(later)) if later else None

@@ -33,11 +33,6 @@ class AllocationLog(StorageTracker):
         self._marked: dict[int, int] = {}
         super().__init__(resident, block_bytes=block_bytes)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled; keeping the compiler off would cost as much as the counting.
-        return False
-
     def alive(self) -> list[tuple[int, int]]:
         """Give (key, bytes) of every storage alive."""
         return list(self._alive.items())
