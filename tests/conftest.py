@@ -12,7 +12,7 @@ from functools import cache
 # Before torch, transformers and datasets are imported: they read these once.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _CACHE = tempfile.mkdtemp(prefix="autopeft-tests-")
-os.environ["HF_DATASETS_CACHE"] = _CACHE
+os.environ |= {"HF_DATASETS_CACHE": _CACHE, "XDG_CACHE_HOME": _CACHE}
 
 import pytest  # noqa: E402
 from families import LABELS, TOKENS, make_model  # noqa: E402

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from autopeft.trial.prepared import IGNORED, Prepared, fingerprint
 from autopeft.trial.rows import Source, read_source
 from autopeft.trial.selection import (
     NoLabelsError,
+    Row,
     Survey,
     choose_rows,
     name_labels,
@@ -27,6 +30,7 @@ from autopeft.trial.selection import (
     survey_rows,
 )
 from autopeft.trial.targets import encode_targets
+from autopeft.trial.token_cache import tokens_of
 from autopeft.trial.tokens import closing_tokens, encode_answers, encode_classes
 
 _TRAINED_ON: Mapping[tuple[str, ...], str] = {
@@ -87,12 +91,13 @@ def prepare(
         chosen = choose_rows(survey, wanted[split], seed=request.seed)
         rows = list(read_rows(chosen.rows, chosen.positions, layout, columns, chosen.class_names))
         numbers = [position + 1 for position in chosen.positions]
-        if layout.task == "text-classification":
-            table = encode_classes(rows, numbers, tokenizer, label_ids=label_ids, max_length=max_length)
-        else:
-            encode = encode_targets if layout.task == "seq2seq-lm" else encode_answers
-            references = judged if split != "train" else 0
-            table = encode(rows, numbers, tokenizer, layout=layout, max_length=max_length, references=references)
+        said: dict[str, Any] = {
+            "label_ids": label_ids,
+            "max_length": max_length,
+            "references": judged if split != "train" else 0,
+        }
+        encode = partial(_encode, rows, numbers, tokenizer, layout=layout, **said)
+        table = tokens_of(encode, tokenizer, rows, numbers, asdict(layout), said)
         _check_trained(split, table, max_length)
         tables[split] = table
     notes += _length_notes(tables, layout.task, max_length)
@@ -117,6 +122,23 @@ def prepare(
         fingerprint=fingerprint(tables, label_names),
         closing=_closing(layout, columns, tokenizer),
     )
+
+
+def _encode(
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    tokenizer: Any,
+    *,
+    layout: Layout,
+    label_ids: Mapping[str, int],
+    max_length: int,
+    references: int,
+) -> pa.Table:
+    """Tokenise rows as their layout says."""
+    if layout.task == "text-classification":
+        return encode_classes(rows, numbers, tokenizer, label_ids=label_ids, max_length=max_length)
+    encode = encode_targets if layout.task == "seq2seq-lm" else encode_answers
+    return encode(rows, numbers, tokenizer, layout=layout, max_length=max_length, references=references)
 
 
 def _survey(source: Source, layout: Layout, columns: Mapping[str, str]) -> tuple[dict[str, Survey], list[str]]:
