@@ -67,6 +67,13 @@ class States:
         for group in [group for group in self._groups if group[0] == base]:
             self._drop(group)
 
+    def clear(self) -> bool:
+        """Forget everything; tells whether there was anything."""
+        held = self.held_bytes > 0
+        self._groups.clear()
+        self.held_bytes = 0
+        return held
+
     def _use(self, group: tuple[Hashable, ...]) -> None:
         self._in_use.add(group)
         self._groups[group] = self._groups.pop(group)

@@ -85,8 +85,8 @@ class TrialWorker:
         """
         assert unit.plan is not None
         result = self._attempt(unit)
-        if isinstance(result, OutOfMemoryTrialError) and self._bases.drop_others(unit.plan.base):
-            # The other bases took room; only without them is it the candidate that needs too much.
+        if isinstance(result, OutOfMemoryTrialError) and self._make_room(unit.plan.base):
+            # What is kept for other trials took room; only without it is it the candidate that needs too much.
             result = self._attempt(unit)
         if isinstance(result, OutOfMemoryTrialError):
             raise result
@@ -122,6 +122,11 @@ class TrialWorker:
         if changed:
             raise TrialError(f"{unit.plan.method} changed the frozen base model; its result is not to be trusted")
         return measurement
+
+    def _make_room(self, form: BaseFormat) -> bool:
+        """Give up what is kept on the device for other trials; tells whether there was anything."""
+        dropped = self._bases.drop_others(form)
+        return (not self._device.startswith("cuda") and self._states.clear()) or dropped
 
     def _free(self) -> None:
         gc.collect()

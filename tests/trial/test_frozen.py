@@ -248,6 +248,21 @@ def test_kept_states_stay_within_their_bound():
     assert states.held_bytes == 0
 
 
+def test_states_make_room_when_memory_runs_out(setting, monkeypatch):
+    run_dir, source, anatomy = setting("llama", "causal-lm")
+    worker, unit = make_worker(run_dir, source, anatomy), make_unit(anatomy, UPPER["top"])
+    good = told(worker.run(unit))
+    original = worker_module.train
+
+    def train(*args, **kwargs):
+        if worker._states.held_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(worker_module, "train", train)
+    assert told(worker.run(unit)) == good
+
+
 def test_without_room_nothing_is_kept():
     states = States(limit_bytes=0)
     states.put(("base", "mode", 1), "key", torch.zeros(1))

@@ -17,7 +17,8 @@ from autopeft.methods import METHODS
 from autopeft.problem import unfit
 from autopeft.records import BaseFormat, Candidate
 from autopeft.trial import worker as worker_module
-from autopeft.trial.model import checksum
+from autopeft.trial.evaluate import evaluate
+from autopeft.trial.model import checksum, tensors_of
 from autopeft.trial.reading import read_anatomy
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "t5": "seq2seq-lm"}
@@ -90,6 +91,17 @@ def test_training_learns(family, setting, workers):
     unit = make_unit(setting[family][2], {"method": "lora", "lora.rank": 8, "lr_multiple": 20.0}, steps=40)
     curve = [loss for _, loss in workers[family].run(unit).curve]
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
+
+
+def test_a_unit_of_no_steps_is_judged_as_it_begins(setting, workers):
+    worker, anatomy = workers["llama"], setting["llama"][2]
+    measurement = worker.run(make_unit(anatomy, METHOD_VALUES["lora"], steps=0))
+    base = worker._bases.get(BaseFormat(32)).resident.model
+    assert measurement.metrics == evaluate(base, worker._data, "validation")  # LoRA's product begins at zero
+    assert (measurement.steps, measurement.curve) == (0, ())
+    # What lies there: the base, and the adapter without gradients and moments.
+    held = sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors_of(base).values()}.values())
+    assert measurement.memory_bytes == held + 4 * measurement.trainable_params
 
 
 def test_a_unit_is_judged_on_its_split(setting, workers):
