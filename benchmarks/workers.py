@@ -9,10 +9,11 @@ from typing import Any
 
 from subjects import SUBJECTS, request_fields, space, write_data
 
-from autopeft.assembly import Assembly, assemble, worker_spec
+from autopeft.assembly import Assembly, assemble
 from autopeft.problem import plan_of
 from autopeft.records import Candidate, Recipe, WorkerSpec, WorkUnit
 from autopeft.request import make_request
+from autopeft.workers import worker_spec
 
 
 @dataclass(frozen=True, slots=True)
