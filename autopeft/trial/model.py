@@ -278,7 +278,7 @@ def _checksum_on_device(flat: torch.Tensor) -> int:
     """Give a checksum of bytes without moving them."""
     words, total = flat[: flat.numel() // 4 * 4].view(torch.int32), 0
     # Odd, so that no bit of a word is lost in the product.
-    weights = torch.arange(1, 2 * min(_CHUNK, words.numel()), 2, device=flat.device, dtype=torch.int32)
+    weights = 2 * torch.arange(min(_CHUNK, words.numel()), device=flat.device, dtype=torch.int32) + 1
     for start in range(0, words.numel(), _CHUNK):
         chunk = words[start : start + _CHUNK]
         # Products wrap around in 32 bits, which keeps them exact; the sum is taken in 64.

@@ -20,11 +20,11 @@ from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
 from autopeft.trial.batches import Batch, TrainBatches
 from autopeft.trial.evaluate import evaluate
-from autopeft.trial.frozen import ROOM_FOR_STATES, States
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
 from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.reading import checkpoint_bits
+from autopeft.trial.states import ROOM_FOR_STATES, States
 from autopeft.trial.train import train
 
 SAMPLE = 8

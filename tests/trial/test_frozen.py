@@ -16,9 +16,10 @@ from autopeft.problem import plan_of, unfit
 from autopeft.records import BaseFormat, Candidate
 from autopeft.trial import worker as worker_module
 from autopeft.trial.adapters import Resident
-from autopeft.trial.frozen import FrozenLayers, States
+from autopeft.trial.frozen import FrozenLayers
 from autopeft.trial.model import load_base
 from autopeft.trial.reading import read_anatomy
+from autopeft.trial.states import States
 
 DECODERS = [pair for pair in PAIRS if pair[0] in ("llama", "gpt2")]
 FAMILIES = [*DECODERS, ("bert", "text-classification")]

@@ -47,11 +47,12 @@ def test_any_single_bit_changes_the_checksum(size, data):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_any_element_of_any_type_counts(dtype, size):
     tensor = torch.ones(size).to(dtype)
-    before = checksum(model_of(tensor))
+    before, on_device = checksum(model_of(tensor)), _checksum_on_device(tensor.view(torch.uint8))
     for i in range(size):
         changed = tensor.clone()
         changed[i] = 0
         assert checksum(model_of(changed)) != before
+        assert _checksum_on_device(changed.view(torch.uint8)) != on_device
 
 
 def test_order_and_place_count():
