@@ -115,16 +115,17 @@ def test_below_dropout_only_the_evaluation_reuses(family, setting, count_passes)
     assert len(counted) == 5
 
 
-def test_gradient_checkpointing_changes_nothing(setting):
+@pytest.mark.parametrize(
+    "recipe", [{"gradient_checkpointing": True}, {"packing": True}, {"gradient_accumulation_steps": 2}]
+)
+def test_no_recipe_changes_anything(recipe, setting):
     run_dir, source, anatomy = setting("llama", "causal-lm")
     unit = make_unit(anatomy, UPPER["upper"])
-    unit = replace(
-        unit, plan=replace(unit.plan, recipe=replace(unit.plan.recipe, gradient_checkpointing=True, batch_size=4))
-    )
+    unit = replace(unit, plan=replace(unit.plan, recipe=replace(unit.plan.recipe, **recipe)))
     worker = make_worker(run_dir, source, anatomy)
     alone = told(make_worker(run_dir, source, anatomy, reuse=False).run(unit))
     assert [told(worker.run(unit)) for _ in range(2)] == [alone, alone]
-    assert len(worker._states._groups) == 2
+    assert len(worker._states._groups) == 2  # of the training and of the evaluation
 
 
 @pytest.mark.parametrize("method", METHODS)
