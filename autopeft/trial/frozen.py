@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from autopeft.anatomy import place_of
 from autopeft.trial.reading import linear_shape
@@ -34,14 +35,15 @@ class _Pass:
 
     start: int
     state: Tensor | None
-    keep: Callable[[Tensor], None] | None
+    keep: Callable[[Any], None] | None
 
 
 class FrozenLayers:
     """The layers of a resident base model, of which those below an adapter need not be computed again.
 
     Not used are: an encoder-decoder, whose decoder reads the encoder's states in every layer; a model whose layers give
-    more than hidden states, or that computes anything else when layers are left out (tried on a few tokens).
+    more than hidden states (GPT-J, BLOOM), whose pretrained part is not called as a whole (OPT), or that says anything
+    else when layers are left out, which is tried on a few tokens.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,6 +55,7 @@ class FrozenLayers:
         self._pass: _Pass | None = None
         self._on = True
         self._works: dict[int, bool] = {}
+        self._beside: tuple[None, ...] | None = None  # what layers give after hidden states, where that is a tuple
         self._random: set[Hashable] = set()
 
     @contextmanager
@@ -112,6 +115,8 @@ class FrozenLayers:
             done = self._layers[-1].register_forward_hook(lambda *_: called.append(""))
             hooks.callback(done.remove)
             self._try()
+        if "" not in called:
+            return ()  # layers in layers, of which none is called itself
         last = len(called) - 1 - called[::-1].index("")
         return tuple(name for name in dict.fromkeys(called[last + 1 :]) if name not in called[:last])
 
@@ -128,15 +133,20 @@ class FrozenLayers:
 
             with self._replaced(cut, keep, with_kwargs=False):
                 whole = self._try()
-            self._works[cut] = len(kept) == 1 and isinstance(kept[0], Tensor)
+            self._works[cut] = len(kept) == 1 and kept[0] is not None
             if self._works[cut]:
                 with self._replaced(cut, give, with_kwargs=False):
-                    self._works[cut] = torch.equal(self._try(), whole)
+                    try:
+                        parts = self._try()
+                    except Exception:  # noqa: BLE001 - whatever it is, this model cannot do without a layer
+                        parts = []
+                same = map(torch.equal, parts, whole)
+                self._works[cut] = len(parts) == len(whole) and all(same)
         return self._works[cut]
 
     @torch.no_grad()
-    def _try(self) -> Tensor:
-        """Give the logits of a few tokens."""
+    def _try(self) -> list[Tensor]:
+        """Give what the model says of a few tokens: logits, and what it may add to them."""
         modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
         ids = torch.arange(3, 11, device=self._device).view(2, 4)
@@ -144,8 +154,8 @@ class FrozenLayers:
         mask = torch.ones_like(ids)
         mask[1, 3:] = 0
         try:
-            logits: Tensor = self._model(input_ids=ids, attention_mask=mask).logits
-            return logits
+            said = tuple(self._model(input_ids=ids, attention_mask=mask).values())
+            return [tensor for tensor in tree_iter(said) if isinstance(tensor, Tensor)]
         finally:
             for module, training in modes:
                 module.training = training
@@ -169,16 +179,23 @@ class FrozenLayers:
         def forward(*args: Any, **kwargs: Any) -> Any:
             now = self._pass
             if now is not None and i < now.start:
-                return now.state
+                return now.state if self._beside is None else (now.state, *self._beside)
             output = real(*args, **kwargs)
             if i == cut - 1:
-                trained = isinstance(output, Tensor) and output.requires_grad
-                assert not trained, f"something below layer {cut} is trained"
+                state = self._states_in(output)
+                assert state is None or not state.requires_grad, f"something below layer {cut} is trained"
                 if now is not None and now.keep is not None:
-                    now.keep(output)
+                    now.keep(state)
             return output
 
         return forward
+
+    def _states_in(self, output: Any) -> Tensor | None:
+        """Give the hidden states among what a layer gave; None where that is more, such as keys and values."""
+        if isinstance(output, tuple) and output and all(other is None for other in output[1:]):
+            self._beside = output[1:]
+            output = output[0]
+        return output if isinstance(output, Tensor) else None
 
     def _look_up(
         self, states: States, base: Hashable, cut: int, args: Sequence[Any], kwargs: Mapping[str, Any]

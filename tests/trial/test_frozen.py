@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 import torch
-from families import PAIRS, TOKENS, batch_of
+from architectures import ARCHITECTURES
+from families import AUTO_CLASSES, PAIRS, TOKENS, batch_of
 from safetensors.torch import load_file
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
@@ -29,6 +30,8 @@ UPPER = {
     "adapter": {"method": "serial_adapter", "serial_adapter.layers[0]": 0, "serial_adapter.layers[1-9]": 1},
     "norm": {"method": "ln_tuning", "ln_tuning.layers[0-9]": 0},
 }
+SEVERAL = ("bart", "mt5", "pegasus")
+"""Architectures with an encoder and a decoder."""
 BELOW = {("ln_tuning", "bert"), ("bitfit", "bert")}
 """They also train the norm of the embedding."""
 
@@ -148,6 +151,32 @@ def test_nothing_is_trained_below_the_lowest_trained_layer(family, task, method,
     adapted.train()(**batch_of(task))
     assert frozen.lowest_trained(adapted) == (needs.index(True) if True in needs else len(needs))
     assert frozen.lowest_trained(adapted) > 0 or not values or (method, family) in BELOW or "+prefix" in method
+
+
+LEFT_OUT = {
+    "gpt-neo": "its layers give attention weights too", "gpt-j": "the same", "bloom": "the same", "mpt": "the same",
+    "opt": "its pretrained model is called in parts", "opt, narrow embedding": "the same",
+    "albert, shared layers": "one layer is all of them", "funnel": "layers in layers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, a in ARCHITECTURES.items() if a.config.model_type not in SEVERAL])
+def test_most_architectures_can_start_at_a_layer(name):
+    torch.manual_seed(0)
+    architecture = ARCHITECTURES[name]
+    model = AUTO_CLASSES[architecture.task].from_config(architecture.config).eval().requires_grad_(False)
+    model.config.use_cache = False
+    frozen = FrozenLayers(model)
+    assert frozen._can_start_at(1) == (name not in LEFT_OUT)
+    assert name in LEFT_OUT or frozen._after
+
+
+def test_a_model_that_sums_over_all_layers_cannot():
+    """The balance of experts is a loss over the routers of every layer."""
+    config = ARCHITECTURES["mixtral"].config
+    model = AUTO_CLASSES["causal-lm"].from_config(config).eval().requires_grad_(False)
+    model.config.output_router_logits = True
+    assert not FrozenLayers(model)._can_start_at(1)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
