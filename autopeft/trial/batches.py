@@ -70,6 +70,13 @@ class TrainBatches:
         return made[:steps]
 
 
+def largest(batches: Sequence[Sequence[Batch]]) -> int:
+    """Give the step whose memory is the most; the first one has no optimiser state yet, so it is among the others."""
+    sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
+    later = [size if step or len(sizes) == 1 else 0 for step, size in enumerate(sizes)]
+    return later.index(max(later))
+
+
 def _train_part(prepared: Prepared, indices: Sequence[int], length: int, *, packing: bool) -> Batch:
     rows = prepared.train.take(list(indices)).to_pydict()
     if length < prepared.max_length:

@@ -61,6 +61,92 @@ def shares_of(parts: Sequence[Batch]) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
+class Learner:
+    """One candidate while it is trained: what is trained of it, its optimiser and schedule, and its losses.
+
+    Args:
+        adapted: A PEFT model whose trained parameters require gradients.
+        steps: All of its training.
+    """
+
+    def __init__(self, adapted: Any, *, steps: int, recipe: Recipe, device: str) -> None:
+        self.adapted, self._steps, self._recipe, self._device = adapted, steps, recipe, device
+        self.trained = [p for p in adapted.parameters() if p.requires_grad]
+        self._kept_types = [p.dtype for p in self.trained]
+        # Half-precision parameters (norms, heads) are trained in fp32, as the adapters are; the base computes as it is.
+        self._half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+        for parameter in self.trained:
+            parameter.data = parameter.data.float()
+        self.optimizer = make_optimizer(recipe, self.trained)
+        # fp16 has no room for small gradients (arXiv:1710.03740); with any other type the scaler does nothing.
+        self._scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self._half is torch.float16)
+        self._allocate = allocation(adapted, steps=steps)
+        self.losses: list[float] = []
+
+    def autocast(self) -> torch.autocast:
+        """Give the context in which the base computes."""
+        dtype = self._half or torch.bfloat16
+        return torch.autocast(torch.device(self._device).type, dtype=dtype, enabled=self._half is not None)
+
+    def scaled(self, loss: torch.Tensor, share: float) -> torch.Tensor:
+        """Give what gradients are taken of, for a part of a batch."""
+        return self._scaler.scale(loss if share == 1.0 else loss * share)
+
+    def step(self, parts: Sequence[Batch]) -> None:
+        """Take the next step.
+
+        Raises:
+            TrialError: If the loss is not a number.
+        """
+        total = 0.0
+        for part, share in zip(parts, shares_of(parts), strict=True):
+            with self.autocast():
+                loss = self.adapted(**part).loss
+            self.scaled(loss, share).backward()
+            total += (loss if share == 1.0 else loss * share).item()
+        self.update(total)
+
+    def update(self, loss: float, *, keep_gradients: bool = False) -> None:
+        """Do what follows the backward pass of a step.
+
+        Args:
+            keep_gradients: Whether gradients stay where they are, as zeros.
+
+        Raises:
+            TrialError: If the loss is not a number.
+        """
+        step, rate = len(self.losses), self._recipe.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * rate_at(step, self._steps, self._recipe)
+        self._scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self._allocate(step)
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
+        self.losses.append(loss)
+        if not math.isfinite(loss):
+            raise TrialError(f"the loss is {loss} at step {step}; the learning rate {rate:.2e} diverges")
+
+    def finish(self) -> None:
+        """Turn what was trained into what will be saved and loaded: what is judged is what the user gets.
+
+        Raises:
+            TrialError: If it is not a number.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in self.trained):
+            rate = self._recipe.learning_rate
+            raise TrialError(f"the adapter is not a number at the end; the learning rate {rate:.2e} diverges")
+        for parameter, kept in zip(self.trained, self._kept_types, strict=True):
+            parameter.data = parameter.data.to(kept).contiguous()
+        prune(self.adapted)
+        self.adapted.eval()
+
+    def tracker(self) -> StorageTracker:
+        """Give what counts the memory of a step on a CPU."""
+        return StorageTracker([*tensors_of(self.adapted).values(), *held_by(self.optimizer)])
+
+
 def train(
     adapted: Any,
     *,
@@ -85,66 +171,26 @@ def train(
     Raises:
         TrialError: If the loss is not a number.
     """
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    kept_types = [p.dtype for p in trained]
-    # Half-precision parameters (norms, heads) are trained in fp32, as the adapters are; the base computes as it is.
-    half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-    optimizer, rate = make_optimizer(recipe, trained), recipe.learning_rate
-    # fp16 has no room for small gradients (arXiv:1710.03740); with any other type the scaler does nothing.
-    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half is torch.float16)
+    learner = Learner(adapted, steps=steps, recipe=recipe, device=device)
     torch.manual_seed(seed)
     adapted.train()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    losses: list[float] = []
-    allocate = allocation(adapted, steps=steps)
     start = time.monotonic()
-
-    def held() -> StorageTracker:
-        return StorageTracker([*tensors_of(adapted).values(), *held_by(optimizer)])
-
-    def one_step(step: int) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * rate_at(step, steps, recipe)
-        parts, total = parts_at(step), 0.0
-        for part, share in zip(parts, shares_of(parts), strict=True):
-            with torch.autocast(torch.device(device).type, dtype=half or torch.bfloat16, enabled=half is not None):
-                loss = adapted(**part).loss
-            loss = loss if share == 1.0 else loss * share
-            scaler.scale(loss).backward()
-            total += loss.item()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
-        scaler.step(optimizer)
-        scaler.update()
-        allocate(step)
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
-        if not math.isfinite(total):
-            raise TrialError(f"the loss is {total} at step {step}; the learning rate {rate:.2e} diverges")
-
-    peak = 0 if steps or cuda else held().peak_bytes
+    peak = 0 if steps or cuda else learner.tracker().peak_bytes
     for step in range(steps):
         if step != measured_step:
-            one_step(step)
+            learner.step(parts_at(step))
             continue
-        with measuring or nullcontext(), nullcontext() if cuda else held() as tracker:
-            one_step(step)
+        with measuring or nullcontext(), nullcontext() if cuda else learner.tracker() as tracker:
+            learner.step(parts_at(step))
         peak = tracker.peak_bytes if tracker else 0
-    if not all(bool(torch.isfinite(p).all()) for p in trained):
-        raise TrialError(f"the adapter is not a number at the end; the learning rate {rate:.2e} diverges")
-    # As they will be saved and loaded: what is judged is what the user gets.
-    for parameter, kept in zip(trained, kept_types, strict=True):
-        parameter.data = parameter.data.to(kept)
-    prune(adapted)
-    adapted.eval()
+    learner.finish()
     return Training(
         peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else peak,
         reserved_bytes=torch.cuda.max_memory_reserved(device) if cuda else 0,
         memory_kind="cuda_allocated" if cuda else "tensor_storage",
         seconds=time.monotonic() - start,
-        losses=tuple(losses),
+        losses=tuple(learner.losses),
     )

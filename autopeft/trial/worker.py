@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,17 +20,19 @@ from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
-from autopeft.trial.batches import Batch, TrainBatches
+from autopeft.trial.batches import Batch, TrainBatches, largest
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
 from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
 from autopeft.trial.prepared import read_prepared
 from autopeft.trial.reading import checkpoint_bits
 from autopeft.trial.states import ROOM_FOR_STATES, States
-from autopeft.trial.train import train
+from autopeft.trial.together import Groups
+from autopeft.trial.train import Training, train
 
 SAMPLE = 8
 """Batches that an adapter may look at before it is trained."""
+T = TypeVar("T")
 
 
 class TrialWorker:
@@ -75,6 +79,7 @@ class TrialWorker:
         self._batches = TrainBatches(self._data, seed=self._seed)
         room = int(ROOM_FOR_STATES * memory_share * capacity_bytes("cpu")) if reuse else 0
         self._states = States(limit_bytes=room)
+        self._groups = Groups(task=self._source.task, device=self._device)
 
     def run(self, unit: WorkUnit) -> Measurement:
         """Train, judge and save one candidate; the base is bit for bit what it was, or is loaded anew.
@@ -92,9 +97,64 @@ class TrialWorker:
             raise result
         return result
 
-    def _attempt(self, unit: WorkUnit) -> Measurement | OutOfMemoryTrialError:
+    def run_together(self, units: Sequence[WorkUnit]) -> list[Measurement | Exception]:
+        """Run work units; of those that can be trained together, so many at once as pays on this device.
+
+        Returns:
+            For each unit what `run` would give, or the error that it would raise.
+        """
+        results: dict[int, Measurement | Exception] = {}
+        while left := {i: unit for i, unit in enumerate(units) if i not in results}:
+            some = self._groups.first(left)
+            results |= self._run_group(some) or {i: self._run_alone(unit) for i, unit in some.items()}
+        return [results[i] for i in range(len(units))]
+
+    def _run_alone(self, unit: WorkUnit) -> Measurement | Exception:
         try:
-            return self._train_and_clean(unit)
+            return self.run(unit)
+        except Exception as error:  # noqa: BLE001 - it is this unit's outcome, and no other's
+            return error
+
+    def _run_group(self, units: Mapping[int, WorkUnit]) -> dict[int, Measurement | Exception]:
+        """Run units together, or as many of the first as pay; gives nothing if none do, or it cannot be done."""
+        plan = next(iter(units.values())).plan
+        if len(units) == 1 or plan is None:
+            return {}
+        try:
+            return self._on_base(plan.base, lambda base: self._train_group(units, base), what="a group of candidates")
+        except Exception as error:  # noqa: BLE001 - whose fault it is, is seen when each is trained alone
+            logging.getLogger(__name__).warning("candidates are trained one by one: %s", error)
+            if ran_out_of_memory(error):
+                self._groups.limit(units, len(units) // 2)
+        self._free()
+        return {}
+
+    def _train_group(self, units: Mapping[int, WorkUnit], base: Base) -> dict[int, Measurement | Exception]:
+        longest = max(units.values(), key=lambda unit: unit.steps)
+        assert longest.plan is not None
+        if longest.plan.recipe.packing and not base.keeps_texts_apart:
+            return {}
+        batches = self._batches.first(longest.steps, longest.plan.recipe)
+        results: dict[int, Measurement | Exception] = {}
+        for i, adapted, training in self._groups.train(
+            units,
+            base.resident,
+            [self._on_device(parts) for parts in batches],
+            attach=lambda unit: self._attach(unit, base, batches[: unit.steps]),
+            reusing=lambda adapted: self._reusing(adapted, base, longest),
+        ):
+            if isinstance(training, TrialError):
+                results[i] = training
+                continue
+            with self._reusing(adapted, base, units[i]):
+                results[i] = self._judge(units[i], base, adapted, training)
+        return results
+
+    def _attempt(self, unit: WorkUnit) -> Measurement | OutOfMemoryTrialError:
+        plan = unit.plan
+        assert plan is not None
+        try:
+            return self._on_base(plan.base, lambda base: self._train(unit, base), what=plan.method)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -103,25 +163,28 @@ class TrialWorker:
         self._free()
         return told
 
-    def _train_and_clean(self, unit: WorkUnit) -> Measurement:
-        """Train, and take the adapter off whatever happened; a base that was changed is given up."""
-        assert unit.plan is not None
-        base = self._bases.get(unit.plan.base)
+    def _on_base(self, form: BaseFormat, work: Callable[[Base], T], *, what: str) -> T:
+        """Do work on a base, and clean that whatever happened; one that was changed is given up.
+
+        Raises:
+            TrialError: If the work left the base changed.
+        """
+        base = self._bases.get(form)
         changed = True
         try:
-            measurement = self._train(unit, base)
+            result = work(base)
         finally:
             try:
                 base.resident.detach()
                 changed = checksum(base.resident.model) != base.checksum
             finally:
                 if changed:
-                    self._bases.drop(unit.plan.base)
-                    self._states.drop((unit.plan.base, base.checksum))
+                    self._bases.drop(form)
+                    self._states.drop((form, base.checksum))
                 self._free()
         if changed:
-            raise TrialError(f"{unit.plan.method} changed the frozen base model; its result is not to be trusted")
-        return measurement
+            raise TrialError(f"{what} changed the frozen base model; its result is not to be trusted")
+        return result
 
     def _make_room(self, form: BaseFormat) -> bool:
         """Give up what is kept on the device for other trials; tells whether there was anything."""
@@ -138,43 +201,64 @@ class TrialWorker:
         recipe = unit.plan.recipe
         if recipe.packing and not base.keeps_texts_apart:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
-        torch.manual_seed(unit.seed)
         batches = self._batches.first(unit.steps, recipe)
-        adapted = base.resident.attach(
-            unit.plan,
-            task=self._source.task,
-            head=self._head,
-            base=self._source.path,
-            sample=[{n: t.to(self._device) for n, t in part.items()} for parts in batches[:SAMPLE] for part in parts],
-            dense=self._dense,
-        )
-        with base.frozen.reused(adapted, self._states, base=(unit.plan.base, base.checksum)):
+        adapted = self._attach(unit, base, batches)
+        with self._reusing(adapted, base, unit):
             training = train(
                 adapted,
-                parts_at=lambda step: [{n: t.to(self._device) for n, t in part.items()} for part in batches[step]],
+                parts_at=lambda step: self._on_device(batches[step]),
                 steps=unit.steps,
                 recipe=recipe,
                 seed=unit.seed,
                 device=self._device,
-                measured_step=_largest(batches),
+                measured_step=largest(batches) if batches else None,
                 measuring=base.frozen.computed(),  # as the user's own training will be
             )
             base.resident.settle(adapted)
-            start = time.monotonic()
-            metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
-            evaluated = time.monotonic() - start
-        # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
-        others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
+            # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
+            others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
+            training = replace(
+                training,
+                peak_bytes=training.peak_bytes - others,
+                reserved_bytes=max(0, training.reserved_bytes - others),
+            )
+            return self._judge(unit, base, adapted, training)
+
+    def _attach(self, unit: WorkUnit, base: Base, batches: Sequence[Sequence[Batch]]) -> Any:
+        assert unit.plan is not None
+        torch.manual_seed(unit.seed)
+        return base.resident.attach(
+            unit.plan,
+            task=self._source.task,
+            head=self._head,
+            base=self._source.path,
+            sample=[part for parts in batches[:SAMPLE] for part in self._on_device(parts)],
+            dense=self._dense,
+        )
+
+    def _reusing(self, adapted: Any, base: Base, unit: WorkUnit) -> AbstractContextManager[None]:
+        assert unit.plan is not None
+        return base.frozen.reused(adapted, self._states, base=(unit.plan.base, base.checksum))
+
+    def _on_device(self, parts: Sequence[Batch]) -> list[Batch]:
+        return [{name: tensor.to(self._device) for name, tensor in part.items()} for part in parts]
+
+    def _judge(self, unit: WorkUnit, base: Base, adapted: Any, training: Training) -> Measurement:
+        """Evaluate and save what was trained."""
+        assert unit.plan is not None
+        start = time.monotonic()
+        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
+        evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())
         every = max(1, unit.steps // 50)
         return Measurement(
             quality=metrics[self._metric],
             trainable_params=unit.plan.adapter_params + head_params,
-            memory_bytes=training.peak_bytes - others,
+            memory_bytes=training.peak_bytes,
             memory_kind=training.memory_kind,
             head_params=head_params,
-            reserved_bytes=max(0, training.reserved_bytes - others),
+            reserved_bytes=training.reserved_bytes,
             adapter_bytes=adapter_bytes,
             steps=unit.steps,
             train_seconds=training.seconds,
@@ -203,13 +287,3 @@ class TrialWorker:
 
     def _load(self, base: BaseFormat) -> Any:
         return load_base(self._source, base, device=self._device, seed=self._seed)
-
-
-def _largest(batches: Sequence[Sequence[Batch]]) -> int | None:
-    """Give the step whose memory is the most; None where there is no step.
-
-    The first one has no optimiser state yet, so it is among the others.
-    """
-    sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
-    later = [size if step or len(sizes) == 1 else 0 for step, size in enumerate(sizes)]
-    return later.index(max(later)) if later else None

@@ -1,0 +1,110 @@
+"""How many candidates to train together: what pays on this device, model and batch, by trying it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from autopeft.anatomy import Task
+from autopeft.trial.together.group import Batch
+from autopeft.trial.together.lifted import Bare
+from autopeft.trial.together.train import Trainee, backward, group_of
+from autopeft.trial.train import shares_of
+
+PAYS = 1.05
+"""Times faster than one after the other that candidates together must be; below, each is trained alone."""
+_REPEATS = 3
+
+
+def choose_size(
+    bare: Bare,
+    trainees: Sequence[Trainee],
+    parts: Sequence[Batch],
+    *,
+    task: Task,
+    device: str,
+    reusing: Callable[[Any], AbstractContextManager[None]],
+) -> tuple[int, dict[int, float]]:
+    """Time the forward and backward pass of these candidates, one by one and 2, 4, 8, ... together.
+
+    It stops at the first number that is no better than the one before. Nothing is trained by it, and no stream of
+    random numbers moves.
+
+    Args:
+        reusing: Given the model with an adapter on, the context in which it would be trained alone.
+
+    Returns:
+        The best number, 1 if none pays; and number -> how many times faster it is than one after the other.
+    """
+    states = [trainee.stream.state for trainee in trainees]
+    alone = 0.0
+    gains = {1: 1.0}
+    timed = 0
+    while (size := 2 * max(gains)) <= len(trainees):
+        for trainee in trainees[timed:size]:
+            alone += _seconds_alone(bare, trainee, parts, device, reusing)
+        timed = size
+        gains[size] = alone / _seconds_together(bare, trainees[:size], parts, task, device)
+        if gains[size] < gains[size // 2]:
+            break
+    for trainee, state in zip(trainees, states, strict=True):
+        trainee.stream.state = state
+        trainee.learner.optimizer.zero_grad()
+    best = max(gains, key=gains.__getitem__)
+    return (best if gains[best] > PAYS else 1), gains
+
+
+def _seconds_alone(
+    bare: Bare,
+    trainee: Trainee,
+    parts: Sequence[Batch],
+    device: str,
+    reusing: Callable[[Any], AbstractContextManager[None]],
+) -> float:
+    learner = trainee.learner
+
+    def once() -> None:
+        for part, share in zip(parts, shares_of(parts), strict=True):
+            with learner.autocast():
+                loss = learner.adapted(**part).loss
+            learner.scaled(loss, share).backward()
+            loss.item()
+        learner.optimizer.zero_grad()
+
+    trainee.lifted.put_on(bare.model)
+    learner.adapted.train()
+    try:
+        with reusing(learner.adapted), trainee.stream:
+            return _least_seconds(once, device)
+    finally:
+        bare.strip()
+
+
+def _seconds_together(
+    bare: Bare, trainees: Sequence[Trainee], parts: Sequence[Batch], task: Task, device: str
+) -> float:
+    with group_of(bare, trainees, task=task, device=device) as group:
+
+        def once() -> None:
+            backward(group, trainees, parts)
+            for trainee in trainees:
+                trainee.learner.optimizer.zero_grad(set_to_none=False)
+
+        return _least_seconds(once, device)
+
+
+def _least_seconds(once: Callable[[], None], device: str) -> float:
+    """Time something that was done once before; the least of a few."""
+    once()
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        once()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

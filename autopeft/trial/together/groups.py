@@ -1,0 +1,119 @@
+"""Which candidates of a worker are trained together, and how many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from autopeft.anatomy import Task
+from autopeft.errors import TrialError
+from autopeft.recipe import CUSTOMARY
+from autopeft.records import BaseFormat, Recipe, WorkUnit
+from autopeft.trial.adapters import Resident
+from autopeft.trial.batches import Batch, largest
+from autopeft.trial.together.choice import choose_size
+from autopeft.trial.together.group import computes_loss
+from autopeft.trial.together.lifted import Bare
+from autopeft.trial.together.streams import Stream
+from autopeft.trial.together.train import Trainee, is_stacked, train_together, why_alone
+from autopeft.trial.train import Learner, Training
+
+MOST = 16
+"""Candidates that are ever trained together."""
+_SHARED = ("batch_size", "max_length", "gradient_accumulation_steps", "packing")
+"""Fields of a recipe that decide what a batch is: candidates trained together have them in common."""
+Kind = tuple[BaseFormat, Recipe, bool]
+"""The base's format, what a batch is, and whether the products of all candidates are stacked: these pay most."""
+
+
+class Groups:
+    """The groups of one worker; for each kind of batch it is tried once how many candidates pay."""
+
+    def __init__(self, *, task: Task, device: str) -> None:
+        self._task, self._device = task, device
+        self._sizes: dict[Kind, int] = {}
+
+    def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
+        """Give the first unit and those that can be trained with it, no more than pay."""
+        first = next(iter(units))
+        if (kind := _kind(units[first])) is None:
+            return {first: units[first]}
+        alike = [i for i, unit in units.items() if _kind(unit) == kind]
+        return {i: units[i] for i in alike[: self._sizes.get(kind, MOST)]}
+
+    def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
+        """Train no more than so many like these together from now on."""
+        if (kind := _kind(next(iter(units.values())))) is not None:
+            self._sizes[kind] = size
+
+    def train(
+        self,
+        units: Mapping[int, WorkUnit],
+        resident: Resident,
+        batches: Sequence[Sequence[Batch]],
+        *,
+        attach: Callable[[WorkUnit], Any],
+        reusing: Callable[[Any], AbstractContextManager[None]],
+    ) -> Iterator[tuple[int, Any, Training | TrialError]]:
+        """Train units together, or as many of the first as pay; gives nothing if none do.
+
+        Args:
+            units: Of one kind, by number.
+            batches: Those of the longest training, on the device.
+            attach: Puts a unit's adapter on the resident base, and gives the model to call.
+            reusing: What a candidate that is trained alone is given: the context in which frozen layers are reused.
+
+        Yields:
+            For each unit that was trained its number, the model to call with its adapter on, and what came of it.
+
+        Raises:
+            TrialError: If they cannot be trained together after all.
+        """
+        kind = _kind(next(iter(units.values())))
+        assert kind is not None
+        bare, size = Bare(resident.model), self._sizes.get(kind)
+        if size is None and not computes_loss(bare.model, batches[0][0], self._task):
+            size = 1
+        trainees = [] if size == 1 else [self._lifted(u, resident, bare, batches, attach) for u in units.values()]
+        if size is None:
+            size, _ = choose_size(bare, trainees, batches[0], task=self._task, device=self._device, reusing=reusing)
+        self._sizes[kind] = size
+        if size == 1:
+            return
+        trainings = train_together(
+            bare, trainees[:size], parts_at=lambda step: batches[step], task=self._task, device=self._device
+        )
+        for i, trainee, training in zip(units, trainees, trainings, strict=False):
+            trainee.lifted.put_on(bare.model)
+            yield i, trainee.learner.adapted, training
+            bare.strip()
+
+    def _lifted(
+        self,
+        unit: WorkUnit,
+        resident: Resident,
+        bare: Bare,
+        batches: Sequence[Sequence[Batch]],
+        attach: Callable[[WorkUnit], Any],
+    ) -> Trainee:
+        """Attach an adapter, and lift it off the base again."""
+        assert unit.plan is not None
+        adapted = attach(unit)
+        adapted.train()
+        learner = Learner(adapted, steps=unit.steps, recipe=unit.plan.recipe, device=self._device)
+        lifted = bare.lift(adapted)
+        resident.detach()
+        stream, measured = Stream(unit.seed, self._device), largest(batches[: unit.steps])
+        return Trainee(unit.plan, lifted, learner, stream, unit.steps, measured_step=measured)
+
+
+def _kind(unit: WorkUnit) -> Kind | None:
+    """Give what must be equal for candidates to be trained together; None for one that cannot be."""
+    assert unit.plan is not None
+    if not unit.steps or why_alone(unit.plan):
+        return None
+    recipe = unit.plan.recipe
+    rows = replace(CUSTOMARY, **{name: getattr(recipe, name) for name in _SHARED})
+    return unit.plan.base, rows, is_stacked(unit.plan)
