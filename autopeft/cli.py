@@ -73,6 +73,7 @@ REQUEST: dict[str, Any] = {
     ),
     "executor": _option(str | None, _RUN, "ray or local."),
     "workers": _option(int | None, _RUN, "Trials at once; by default what fits."),
+    "together": _option(int | None, _RUN, "Candidates given to a worker at once, trained together where that pays."),
     "gpus_per_worker": _option(float | None, _RUN, "GPU share of a trial, e.g. 0.5."),
     "ray_address": _option(str | None, _RUN, "Address of a running Ray cluster, or auto."),
     "storage": _option(str | None, _RUN, "Optuna storage URL; by default SQLite in the run directory."),

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 SCHEMA_VERSION = 2
 """Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
 
-MAY_CHANGE = ("trials", "time", "executor", "workers", "gpus_per_worker", "ray_address")
+MAY_CHANGE = ("trials", "time", "executor", "workers", "together", "gpus_per_worker", "ray_address")
 """Fields of a request that may differ when a run goes on; all others stay what it was started with."""
 
 Scalar = str | int | float | bool

@@ -56,6 +56,9 @@ class SearchRequest(Dimensions):
     sampler: str = Field("tpe", description="engine that proposes candidates")
     executor: Literal["ray", "local"] = Field("ray", description="where trials run")
     workers: Annotated[int, Field(ge=1)] | None = Field(None, description="trials at once; by default what fits")
+    together: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="candidates given to a worker at once, trained together where that pays"
+    )
     gpus_per_worker: Annotated[float, Field(gt=0)] | None = Field(None, description="GPU share of a trial, e.g. 0.5")
     ray_address: str | None = Field(None, description="address of a running Ray cluster, or 'auto'")
     storage: str | None = Field(None, description="Optuna storage URL; by default SQLite in the run directory")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
@@ -44,14 +45,20 @@ def _default_metric(info: RunInfo) -> str:
 def make_executor(
     request: SearchRequest, info: RunInfo, run_dir: Path, *, runner: TrainFunction | str | None = None
 ) -> Executor:
-    """Make the executor of a request: as many workers as were asked for, or as this machine holds."""
+    """Make the executor of a request: as many workers as were asked for, or as this machine holds.
+
+    Raises:
+        RequestError: If candidates are to be trained together that cannot be.
+    """
+    if request.together > 1:
+        _check_together(info, runner)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if request.executor == "local":
         if runner is not None:
             own = runner
             return LocalExecutor(lambda: FunctionRunner(own))
         spec = worker_spec(info, run_dir, threads=cores)
-        return LocalExecutor(lambda: make_runner(spec))
+        return LocalExecutor(lambda: make_runner(spec), together=request.together)
     from autopeft.execute.ray_tune import RayTuneExecutor
 
     gpus = request.gpus_per_worker or 0.0
@@ -68,8 +75,23 @@ def make_executor(
         entry = runner if isinstance(runner, str) else entry_of(runner)
         spec = WorkerSpec("autopeft.execute.function:FunctionRunner", {"function": entry})
     return RayTuneExecutor(
-        spec=spec, workers=workers, cpus_per_worker=threads, gpus_per_worker=gpus, address=request.ray_address
+        spec=spec,
+        workers=workers,
+        cpus_per_worker=threads,
+        gpus_per_worker=gpus,
+        address=request.ray_address,
+        together=request.together,
     )
+
+
+def _check_together(info: RunInfo, runner: TrainFunction | str | None) -> None:
+    if runner is not None:
+        raise RequestError("together: a runner of your own takes one candidate at a time; drop together")
+    if timed := [objective["name"] for objective in info.objectives if objective["name"] not in _TIMELESS]:
+        raise RequestError(
+            f"together: {', '.join(timed)} may depend on how long a training takes, which nobody can tell of one among "
+            "several; drop together, or that objective"
+        )
 
 
 def _fitting_workers(info: RunInfo, cores: int, gpus: float) -> int:

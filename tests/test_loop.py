@@ -60,7 +60,7 @@ class Several:
         units, self.units = self.units[1:], self.units[:1]
         if not units:
             units, self.units = self.units, []
-        return [run_isolated(self.runner, unit) for unit in reversed(units)]
+        return [run_isolated(self.runner, [unit])[0] for unit in reversed(units)]
 
     def close(self):
         self.units.clear()

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,25 @@ _RAY_KILLED = "running low on memory"
 
 @dataclass(slots=True)
 class _Ticket:
-    """A submitted work unit, how often its worker has died, and how often of that for want of memory."""
+    """A submitted work unit, how often its worker has died, and how often of that for want of memory.
+
+    Attributes:
+        alone: Whether it must be handed out by itself: a worker died of it or of one that was with it.
+    """
 
     unit: WorkUnit
     deaths: int = 0
     starved: int = 0
     started: float = 0.0
+    alone: bool = False
 
 
 class Board:
     """Hands work units from one thread to another and outcomes back; each unit leaves as exactly one outcome.
 
     Args:
-        capacity: Most units under way at once.
+        capacity: Most hand-outs under way at once.
+        together: Most units of a hand-out. Fewer are handed out only when the driver waits, and so has no more.
         max_restarts: How many deaths of its worker a unit survives.
         silence_seconds: How long after the last `heard` nobody is believed to be there any more.
         count_kills: Tells how many processes of this machine the kernel has killed for want of memory.
@@ -45,13 +51,15 @@ class Board:
         max_restarts: int = 0,
         silence_seconds: float = math.inf,
         count_kills: Callable[[], int] = lambda: 0,
+        together: int = 1,
     ) -> None:
         self._capacity, self._max_restarts, self._silence_seconds = capacity, max_restarts, silence_seconds
         self._count_kills, self._kills = count_kills, count_kills()
         self._heard = time.monotonic()
         self._changed = threading.Condition()
         self._queue: deque[_Ticket] = deque()
-        self._under_way: dict[str, _Ticket] = {}
+        self._under_way: dict[str, list[_Ticket]] = {}
+        self._together, self._awaited = together, False
         self._outcomes: list[Outcome] = []
         self._ended: str | None = None
         self.asked = threading.Event()
@@ -72,6 +80,7 @@ class Board:
         with self._changed:
             self.check()
             self._queue.append(_Ticket(unit))
+            self._awaited = False
             self._changed.notify_all()
 
     def collect(self, timeout_seconds: float) -> list[Outcome]:
@@ -82,6 +91,8 @@ class Board:
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
+            self._awaited = True
+            self._changed.notify_all()
             while not self._outcomes and (self._queue or self._under_way):
                 if time.monotonic() - self._heard > self._silence_seconds:
                     self._ended = self._ended or f"no sign of life for {self._silence_seconds:.0f} s"
@@ -107,7 +118,7 @@ class Board:
             AutopeftError: Then.
         """
         if self._ended is not None or self.closed:
-            left = len(self._queue) + len(self._under_way)
+            left = len(self._queue) + sum(map(len, self._under_way.values()))
             raise AutopeftError(
                 f"executor: Ray has stopped ({self._ended or 'closed'}); work units left without a worker: {left}. "
                 "The trials recorded so far are kept: resume the run, or use --executor local."
@@ -116,44 +127,60 @@ class Board:
     # --- Tune's side ---
 
     def take(self, key: str) -> str | None:
-        """Give the next work unit as JSON, named `key` from now on; None if there is none, no room, or an end.
+        """Give the next work units as JSON, named `key` from now on; None if there are none, no room, or an end.
 
         Blocks only while nothing at all is under way: then Tune's loop has no event to miss, and would otherwise
         sleep for a whole second before it asks again.
         """
         self.asked.set()
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or self._queue or self._under_way)
-            if self.closed or not self._queue or len(self._under_way) >= self._capacity:
+            self._changed.wait_for(lambda: self.closed or self._is_ready() or self._under_way)
+            if self.closed or not self._is_ready() or len(self._under_way) >= self._capacity:
                 return None
-            ticket = self._under_way[key] = self._queue.popleft()
-            ticket.started = time.monotonic()
-            return json.dumps(ticket.unit.to_dict())
+            tickets = [self._queue.popleft()]
+            while not tickets[0].alone and len(tickets) < self._together and self._queue and not self._queue[0].alone:
+                tickets.append(self._queue.popleft())
+            self._under_way[key] = tickets
+            for ticket in tickets:
+                ticket.started = time.monotonic()
+            return json.dumps([ticket.unit.to_dict() for ticket in tickets])
 
-    def finish(self, key: str, outcome: Outcome) -> None:
-        """Note the outcome of a unit."""
+    def _is_ready(self) -> bool:
+        """Tell whether there is something to hand out: as much as goes together, or all that there will be."""
+        return bool(self._queue) and (self._awaited or len(self._queue) >= self._together or self._queue[0].alone)
+
+    def finish(self, key: str, outcomes: Sequence[Outcome]) -> None:
+        """Note the outcomes of units."""
         with self._changed:
             if self._under_way.pop(key, None) is not None:
-                self._outcomes.append(outcome)
+                self._outcomes += outcomes
                 self._changed.notify_all()
 
     def lose(self, key: str, error: str) -> None:
-        """Note that a unit's worker died: the unit is handed out again, or has failed once it has had its restarts.
+        """Note that units' worker died: a unit is handed out again, or has failed once it has had its restarts.
 
         One that was killed for want of memory is tried once more, as it may have been others that took the memory;
-        then it is infeasible on this machine.
+        then it is infeasible on this machine. Of units that were together nobody knows whose fault it was: each is
+        handed out again by itself, and only what happens then counts.
         """
         with self._changed:
-            ticket = self._under_way.pop(key, None)
-            if ticket is None:
-                return
-            ticket.deaths += 1
-            ticket.starved += self._was_starved(error)
-            if ticket.deaths <= self._max_restarts and ticket.starved <= 1:
-                self._queue.appendleft(ticket)
-            else:
-                self._outcomes.append(_outcome_of_death(ticket, error))
+            tickets = self._under_way.pop(key, [])
+            if len(tickets) > 1:
+                for ticket in reversed(tickets):
+                    ticket.alone = True
+                    self._queue.appendleft(ticket)
+            elif tickets:
+                self._lose(tickets[0], error)
             self._changed.notify_all()
+
+    def _lose(self, ticket: _Ticket, error: str) -> None:
+        ticket.deaths += 1
+        ticket.starved += self._was_starved(error)
+        if ticket.deaths <= self._max_restarts and ticket.starved <= 1:
+            ticket.alone = True
+            self._queue.appendleft(ticket)
+        else:
+            self._outcomes.append(_outcome_of_death(ticket, error))
 
     def _was_starved(self, error: str) -> bool:
         """Tell whether Ray or the kernel killed a worker for want of memory; each kill explains one death."""

@@ -10,11 +10,14 @@ from autopeft.records import Outcome, WorkUnit
 
 
 class LocalExecutor:
-    """An Executor of capacity 1; `wait` does the work."""
+    """An Executor of one worker; `wait` does the work.
 
-    capacity = 1
+    Args:
+        together: Units that the runner is given at once; with more than one it must be a GroupRunner.
+    """
 
-    def __init__(self, make_runner: Callable[[], Runner]) -> None:
+    def __init__(self, make_runner: Callable[[], Runner], *, together: int = 1) -> None:
+        self.capacity = together
         self._runner = ResidentRunner(make_runner)
         self._units: deque[WorkUnit] = deque()
 
@@ -23,10 +26,10 @@ class LocalExecutor:
         self._units.append(unit)
 
     def wait(self, timeout_seconds: float) -> list[Outcome]:
-        """Run the oldest queued unit to its end, however long that takes."""
+        """Run the oldest queued units to their end, however long that takes."""
         if not self._units:
             return []
-        return [run_isolated(self._runner, self._units.popleft())]
+        return run_isolated(self._runner, [self._units.popleft() for _ in range(min(self.capacity, len(self._units)))])
 
     def close(self) -> None:
         """Forget what is queued."""

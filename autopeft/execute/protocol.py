@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
@@ -21,6 +21,14 @@ class Runner(Protocol):
 
     def run(self, unit: WorkUnit) -> Measurement:
         """Do the work; any exception is this trial's failure."""
+        ...
+
+
+class GroupRunner(Runner, Protocol):
+    """A runner that can train several work units together, where it finds that this pays."""
+
+    def run_together(self, units: Sequence[WorkUnit]) -> Sequence[Measurement | Exception]:
+        """Do the work; gives for each unit what `run` would give, or the exception that it would raise."""
         ...
 
 
@@ -71,28 +79,45 @@ class ResidentRunner:
 
     def run(self, unit: WorkUnit) -> Measurement:
         """Run a work unit on the one runner."""
+        return self._made().run(unit)
+
+    def run_together(self, units: Sequence[WorkUnit]) -> Sequence[Measurement | Exception]:
+        """Run work units on the one runner, which must be a GroupRunner."""
+        return cast(GroupRunner, self._made()).run_together(units)
+
+    def _made(self) -> Runner:
         if self._runner is None:
             self._runner = self._make()
-        return self._runner.run(unit)
+        return self._runner
 
 
-def run_isolated(runner: Runner, unit: WorkUnit) -> Outcome:
-    """Run a work unit; whatever goes wrong becomes an outcome with its reason and traceback."""
-    worker, start = f"{socket.gethostname()}:{os.getpid()}", time.monotonic()
+def run_isolated(runner: GroupRunner, units: Sequence[WorkUnit]) -> list[Outcome]:
+    """Run work units, several together; whatever goes wrong becomes outcomes with their reasons and tracebacks.
 
-    def outcome(**fields: Any) -> Outcome:
-        return Outcome(trial=unit.trial, worker=worker, seconds=time.monotonic() - start, **fields)
-
+    The time of units that were run together is shared out equally.
+    """
+    start = time.monotonic()
     try:
-        measurement = runner.run(unit)
-        if not math.isfinite(measurement.quality):
-            return outcome(state="failed", measurement=None, reason=f"quality is {measurement.quality}, not a number")
-        return outcome(state="complete", measurement=measurement)
-    except OutOfMemoryTrialError as error:
-        seen = f"out of memory; peak seen {show_bytes(error.peak_bytes)}: {error}"
-        return outcome(state="infeasible", reason=seen, exhausted_bytes=max(1, error.peak_bytes))
-    except TrialError as error:
-        return outcome(state="failed", reason=str(error), traceback=traceback.format_exc())
+        results = [runner.run(units[0])] if len(units) == 1 else runner.run_together(units)
     except Exception as error:  # noqa: BLE001 - the one place where a trial is isolated from the search
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return outcome(state="failed", reason=reason, traceback=traceback.format_exc())
+        results = [error] * len(units)
+    seconds = (time.monotonic() - start) / len(units)
+    return [_outcome(unit, result, seconds) for unit, result in zip(units, results, strict=True)]
+
+
+def _outcome(unit: WorkUnit, result: Measurement | Exception, seconds: float) -> Outcome:
+    def outcome(**fields: Any) -> Outcome:
+        return Outcome(trial=unit.trial, worker=f"{socket.gethostname()}:{os.getpid()}", seconds=seconds, **fields)
+
+    if isinstance(result, Measurement):
+        if math.isfinite(result.quality):
+            return outcome(state="complete", measurement=result)
+        return outcome(state="failed", reason=f"quality is {result.quality}, not a number")
+    if isinstance(result, OutOfMemoryTrialError):
+        seen = f"out of memory; peak seen {show_bytes(result.peak_bytes)}: {result}"
+        return outcome(state="infeasible", reason=seen, exhausted_bytes=max(1, result.peak_bytes))
+    told = "".join(traceback.format_exception(result))
+    if isinstance(result, TrialError):
+        return outcome(state="failed", reason=str(result), traceback=told)
+    reason = f"{type(result).__name__}: {result}".strip().splitlines()[0]
+    return outcome(state="failed", reason=reason, traceback=told)

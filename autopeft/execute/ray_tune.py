@@ -1,4 +1,5 @@
-"""Runs work units on Ray Tune: one unit is one Tune trial, on an actor that keeps its runner between units.
+"""Runs work units on Ray Tune: one unit, or several that go together, is one Tune trial, on an actor that keeps its
+runner between them.
 
 Tune places and isolates; it decides nothing, and its own results, loggers and snapshots are off.
 """
@@ -57,6 +58,7 @@ class RayTuneExecutor:
         cpus_per_worker, gpus_per_worker: What an actor reserves; whole CPUs are also its number of threads.
         address: A running cluster, or "auto"; None starts an own local Ray that ends with `close`.
         max_restarts: How many deaths of its worker process a unit survives.
+        together: Units that a worker is given at once; with more than one its runner must be a GroupRunner.
         startup_timeout_seconds: How long Tune may take to come up.
 
     Raises:
@@ -73,6 +75,7 @@ class RayTuneExecutor:
         gpus_per_worker: float = 0,
         address: str | None = None,
         max_restarts: int = 2,
+        together: int = 1,
         startup_timeout_seconds: float = 120,
     ) -> None:
         if UnitTrainable.in_worker:
@@ -80,9 +83,12 @@ class RayTuneExecutor:
                 "executor: a search was started while a worker imported its runner; put the part of the script that "
                 'starts the search under `if __name__ == "__main__":`'
             )
-        self.capacity = workers
+        self.capacity = workers * together
+        self._workers = workers
         self._spec, self._cpus, self._gpus = spec, cpus_per_worker, gpus_per_worker
-        self._board = Board(workers, max_restarts, silence_seconds=_SILENCE_SECONDS, count_kills=oom_kills)
+        self._board = Board(
+            workers, max_restarts, silence_seconds=_SILENCE_SECONDS, count_kills=oom_kills, together=together
+        )
         self._watch = Watch(self._board)
         self._folder = Path(tempfile.mkdtemp(prefix="autopeft-"))
         self._session: Path | None = None  # of an own local Ray
@@ -174,7 +180,7 @@ class RayTuneExecutor:
             try:
                 context = ray.init(
                     address="local",
-                    num_cpus=math.ceil(self.capacity * self._cpus),
+                    num_cpus=math.ceil(self._workers * self._cpus),
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     **quiet,
@@ -186,11 +192,11 @@ class RayTuneExecutor:
     def _refuse_impossible(self) -> None:
         """Refuse what would stay pending for ever: more than any node has, or than our own local Ray has in all."""
         room = self._room()
-        if room >= self.capacity or (room and self._session is None):  # a shared cluster may be busy now, or may grow
+        if room >= self._workers or (room and self._session is None):  # a shared cluster may be busy now, or may grow
             return
         nodes = _alive()
         if room:
-            fault = f"workers: {self.capacity}, but there is room for {room}"
+            fault = f"workers: {self._workers}, but there is room for {room}"
         elif self._gpus > max((node.get("GPU", 0) for node in nodes), default=0):
             fault = f"gpus_per_worker: {self._gpus:g}, which no machine has"
         else:
@@ -205,7 +211,7 @@ class RayTuneExecutor:
         room = 0
         for node in _alive():
             # The little more is for fractions: 1 // 0.1 is 9.
-            room += min((int(node.get(kind, 0) / need + 1e-6) for kind, need in needs), default=self.capacity)
+            room += min((int(node.get(kind, 0) / need + 1e-6) for kind, need in needs), default=self._workers)
         return room
 
     def _pulse(self) -> None:
@@ -230,7 +236,7 @@ class RayTuneExecutor:
                 param_space=worker_config(self._spec, threads=max(1, int(self._cpus))),
                 tune_config=tune.TuneConfig(
                     search_alg=UnitSearcher(self._board),
-                    scheduler=KeepActors(self.capacity),
+                    scheduler=KeepActors(self._workers),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_name_creator=trial_name,

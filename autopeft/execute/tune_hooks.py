@@ -33,7 +33,7 @@ def worker_config(spec: WorkerSpec, *, threads: int) -> dict[str, Any]:
 
 
 class UnitTrainable(tune.Trainable):
-    """A worker: one unit a trial, one runner over all trials."""
+    """A worker: one unit a trial, or several that go together; one runner over all trials."""
 
     in_worker = False
 
@@ -52,12 +52,12 @@ class UnitTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the unit."""
+        """Run the units."""
         # Tune moved into the trial's own folder; here a relative path means what it means in the driver.
         if os.path.isdir(self.config["folder"]):
             os.chdir(self.config["folder"])
-        outcome = run_isolated(self._runner, WorkUnit.from_dict(json.loads(self.config["unit"])))
-        return {"outcome": json.dumps(outcome.to_dict()), "done": True}
+        outcomes = run_isolated(self._runner, [WorkUnit.from_dict(unit) for unit in json.loads(self.config["units"])])
+        return {"outcomes": json.dumps([outcome.to_dict() for outcome in outcomes]), "done": True}
 
 
 class UnitSearcher(Searcher):
@@ -68,11 +68,11 @@ class UnitSearcher(Searcher):
         self._board = board
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Give the next unit, None while there is none, or FINISHED."""
-        unit = self._board.take(trial_id)
+        """Give the next units, None while there are none, or FINISHED."""
+        units = self._board.take(trial_id)
         if self._board.closed:
             return str(self.FINISHED)
-        return {"unit": unit} if unit else None
+        return {"units": units} if units else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `Watch` hears of it as well, and with the trial itself."""
@@ -108,9 +108,10 @@ class Watch(tune.Callback):
         self._actors[actor._actor_id.hex()] = actor
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Hand on the outcome."""
-        if "outcome" in trial.last_result:
-            self._board.finish(trial.trial_id, Outcome.from_dict(json.loads(trial.last_result["outcome"])))
+        """Hand on the outcomes."""
+        if "outcomes" in trial.last_result:
+            outcomes = json.loads(trial.last_result["outcomes"])
+            self._board.finish(trial.trial_id, [Outcome.from_dict(outcome) for outcome in outcomes])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hand on the death of an actor, with what Ray says of it."""

@@ -17,24 +17,57 @@ def done(trial: int) -> Outcome:
     return Outcome(trial, state="stopped")
 
 
+def trials(text: str | None) -> list[int]:
+    return [WorkUnit.from_dict(fields).trial for fields in json.loads(text or "[]")]
+
+
 def test_units_are_handed_out_in_order_and_up_to_capacity() -> None:
     board = Board(capacity=2)
     for trial in range(3):
         board.submit(unit(trial))
     taken = [board.take(key) for key in "abc"]
-    assert [WorkUnit.from_dict(json.loads(text)).trial for text in taken if text] == [0, 1]
-    board.finish("a", done(0))
+    assert [trial for text in taken for trial in trials(text)] == [0, 1]
+    board.finish("a", [done(0)])
     text = board.take("d")
     assert text is not None
-    assert WorkUnit.from_dict(json.loads(text)) == unit(2)
+    assert [WorkUnit.from_dict(fields) for fields in json.loads(text)] == [unit(2)]
+
+
+def test_units_that_go_together_are_handed_out_at_once() -> None:
+    board = Board(capacity=2, together=3)
+    for trial in range(2):
+        board.submit(unit(trial))
+    threading.Timer(0.1, board.submit, [unit(2)]).start()
+    assert trials(board.take("a")) == [0, 1, 2]
+    board.submit(unit(3))
+    assert board.take("b") is None  # there may be more to come
+    board.collect(0)
+    assert trials(board.take("b")) == [3]  # the driver waits: there is no more
+    board.finish("a", [done(trial) for trial in range(3)])
+    assert board.collect(1) == [done(trial) for trial in range(3)]
+
+
+def test_units_that_were_together_when_their_worker_died_are_handed_out_one_by_one() -> None:
+    board = Board(max_restarts=0, together=3)
+    for trial in range(3):
+        board.submit(unit(trial))
+    board.take("a")
+    board.lose("a", "killed")
+    assert trials(board.take("b")) == [0]
+    board.lose("b", "killed")
+    assert trials(board.take("c")) == [1]
+    board.finish("c", [done(1)])
+    assert trials(board.take("d")) == [2]
+    board.finish("d", [done(2)])
+    assert [(o.trial, o.state) for o in board.collect(1)] == [(0, "failed"), (1, "stopped"), (2, "stopped")]
 
 
 def test_an_outcome_counts_once() -> None:
     board = Board(max_restarts=0)
     board.submit(unit(0))
     board.take("a")
-    board.finish("a", done(0))
-    board.finish("a", done(0))
+    board.finish("a", [done(0)])
+    board.finish("a", [done(0)])
     board.lose("a", "late news")
     assert board.collect(1) == [done(0)]
     assert board.collect(1) == []
@@ -46,8 +79,7 @@ def test_a_lost_unit_comes_first_again_and_then_fails() -> None:
     board.submit(unit(1))
     for key in "ab":
         text = board.take(key)
-        assert text is not None
-        assert json.loads(text)["trial"] == 0
+        assert trials(text) == [0]
         board.lose(key, "it died in its creation task\nModuleNotFoundError: no module\n")
     (outcome,) = board.collect(1)
     assert (outcome.trial, outcome.state) == (0, "failed")
@@ -103,7 +135,7 @@ def test_an_end_gives_the_outcomes_that_are_there_and_then_raises() -> None:
     for trial in range(2):
         board.submit(unit(trial))
         board.take(str(trial))
-    board.finish("0", done(0))
+    board.finish("0", [done(0)])
     board.end("OSError: gone")
     assert board.collect(1) == [done(0)]
     with pytest.raises(AutopeftError, match=r"OSError: gone.*left without a worker: 1"):

@@ -16,9 +16,9 @@ from autopeft.records import WorkerSpec
 @pytest.fixture(params=["local", "ray"])
 def make_executor(request: pytest.FixtureRequest) -> Callable[[WorkerSpec], Executor]:
     if request.param == "local":
-        return lambda spec: LocalExecutor(lambda: make_runner(spec))
+        return lambda spec, **options: LocalExecutor(lambda: make_runner(spec), **options)
     ray_executor: Callable[..., Any] = request.getfixturevalue("ray_executor")
-    return lambda spec: ray_executor(spec=spec, workers=2)
+    return lambda spec, **options: ray_executor(spec=spec, **{"workers": 1 if options else 2, **options})
 
 
 def test_each_unit_gives_its_own_outcome_once(make_executor: Callable[[WorkerSpec], Executor]) -> None:
@@ -43,6 +43,17 @@ def test_each_unit_gives_its_own_outcome_once(make_executor: Callable[[WorkerSpe
         assert (outcome.measurement.quality, outcome.measurement.trainable_params) == (0.5, 7)
         assert outcome.measurement.curve == ((1, 0.5), (2, 0.25))
         assert outcome.worker.endswith(f":{outcome.measurement.metrics['pid']:.0f}")
+
+
+def test_units_that_go_together_reach_the_runner_at_once(make_executor: Callable[..., Executor]) -> None:
+    executor = make_executor(WorkerSpec("tiny_runner:Together"), together=3)
+    assert executor.capacity == 3
+    for trial, do in enumerate(["nothing", "raise", "nothing", "nothing"]):
+        executor.submit(tiny_runner.unit(trial, do=do))
+    outcomes = tiny_runner.drain(executor, 4)
+    assert [o.state for o in outcomes] == ["complete", "failed", "complete", "complete"]
+    assert "tiny_runner.py" in outcomes[1].traceback
+    assert [o.measurement.metrics.get("together") for o in outcomes if o.measurement] == [3, 3, None]
 
 
 def test_waiting_for_nothing_gives_nothing_at_once(make_executor: Callable[[WorkerSpec], Executor]) -> None:

@@ -16,8 +16,8 @@ from autopeft.execute.protocol import resolve, run_isolated
 
 
 def test_a_callable_and_its_name_do_the_same() -> None:
-    by_name = run_isolated(FunctionRunner("tiny_runner:good"), unit(1, x=2))
-    by_itself = run_isolated(FunctionRunner(tiny_runner.good), unit(1, x=2))
+    by_name = run_isolated(FunctionRunner("tiny_runner:good"), [unit(1, x=2)])[0]
+    by_itself = run_isolated(FunctionRunner(tiny_runner.good), [unit(1, x=2)])[0]
     assert by_name.measurement == by_itself.measurement
     assert by_name.measurement is not None
     assert by_name.measurement.quality == 10
@@ -25,7 +25,7 @@ def test_a_callable_and_its_name_do_the_same() -> None:
 
 @pytest.mark.parametrize("result", [0.5, {"quality": 0.5}, None, [1] * 1000])
 def test_anything_but_a_measurement_is_a_clear_fault(result: Any) -> None:
-    outcome = run_isolated(FunctionRunner(lambda candidate, steps: result), unit())
+    (outcome,) = run_isolated(FunctionRunner(lambda candidate, steps: result), [unit()])
     assert outcome.state == "failed"
     assert f"({type(result).__name__}); return autopeft.Measurement(quality=" in outcome.reason
     assert len(outcome.reason) < 250

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
@@ -64,6 +66,20 @@ def meet(folder: Path, me: int) -> None:
         if time.monotonic() > deadline:
             raise TrialError("nobody came")
         time.sleep(0.02)
+
+
+class Together(Runner):
+    """Says of each unit how many it was run with; one that raises is alone with its error."""
+
+    def run_together(self, units: Sequence[WorkUnit]) -> list[Measurement | Exception]:
+        found: list[Measurement | Exception] = []
+        for unit in units:
+            try:
+                measurement = self.run(unit)
+                found.append(replace(measurement, metrics={**measurement.metrics, "together": len(units)}))
+            except Exception as error:  # noqa: BLE001
+                found.append(error)
+        return found
 
 
 class Unbuildable(Runner):

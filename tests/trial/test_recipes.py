@@ -319,14 +319,14 @@ def test_memory_that_runs_out_is_infeasible_and_the_next_trial_is_as_in_a_fresh_
     error, where, setting, monkeypatch
 ):
     worker, unit = make_worker(*setting["bert"]), make_unit(setting["bert"][2], LORA)
-    good = run_isolated(make_worker(*setting["bert"]), unit).measurement
+    good = run_isolated(make_worker(*setting["bert"]), [unit])[0].measurement
 
     def full(*args, **kwargs):
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(worker_module, where, full)
-        outcome = run_isolated(worker, unit)
+        (outcome,) = run_isolated(worker, [unit])
     assert outcome.state == "infeasible"
     assert outcome.reason.startswith("out of memory; peak seen ")
     assert outcome.exhausted_bytes > 2**20

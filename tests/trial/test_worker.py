@@ -211,8 +211,8 @@ def test_out_of_memory_is_no_failure_but_infeasible(where, setting, monkeypatch)
         patch.setattr(worker_module, where, full)
         with pytest.raises(OutOfMemoryTrialError, match="out of memory"):
             worker.run(unit)
-        assert run_isolated(worker, unit).state == "infeasible"
-    assert run_isolated(worker, unit).state == "complete"
+        assert run_isolated(worker, [unit])[0].state == "infeasible"
+    assert run_isolated(worker, [unit])[0].state == "complete"
 
 
 def test_bases_of_several_bits_do_not_touch_each_other(setting):
