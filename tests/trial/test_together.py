@@ -68,7 +68,7 @@ def workers(setting):
 @pytest.fixture
 def all_together(monkeypatch):
     """Let all that can be trained together be, whether it pays or not."""
-    monkeypatch.setattr(groups, "choose_size", lambda bare, trainees, *_, **__: (len(trainees), {}))
+    monkeypatch.setattr(groups, "choose_size", lambda bare, trainees, *_, **__: (len(trainees), {len(trainees): 2.0}))
     monkeypatch.setattr(groups, "is_stacked", lambda plan: False)
 
 
@@ -292,6 +292,20 @@ def test_as_many_are_trained_together_as_pay(together, size, setting, workers, m
     chosen, gains = choose_size(bare, trainees, parts, task="causal-lm", device="cpu", reusing=None)
     assert chosen == size
     assert gains == {1: 1.0, **{n: n / seconds for n, seconds in together.items() if n in gains}}
+
+
+def test_more_are_tried_when_there_are_more(setting, monkeypatch):
+    worker, tried = make_worker(*setting["llama"]), []
+
+    def choose_size(bare, trainees, *_, **__):
+        tried.append(len(trainees))
+        return (4, {1: 1.0, 2: 2.0, 4: 3.0, 8: 2.5}) if len(trainees) >= 8 else (2, {1: 1.0, 2: 2.0})
+
+    monkeypatch.setattr(groups, "choose_size", choose_size)
+    for count in (1, 3, 3, 9, 9):
+        units = [unit_of(setting["llama"][2], MIXED[4], i, steps=1) for i in range(count)]
+        assert not any(isinstance(result, Exception) for result in worker.run_together(units))
+    assert tried == [3, 9]
 
 
 def test_trying_what_pays_changes_no_result(setting, monkeypatch):

@@ -34,6 +34,7 @@ class Groups:
     def __init__(self, *, task: Task, device: str) -> None:
         self._task, self._device = task, device
         self._sizes: dict[Kind, int] = {}
+        self._final: set[Kind] = set()  # of which more were tried, and do not pay
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
         """Give the first unit and those that can be trained with it, no more than pay."""
@@ -41,12 +42,13 @@ class Groups:
         if (kind := _kind(units[first])) is None:
             return {first: units[first]}
         alike = [i for i, unit in units.items() if _kind(unit) == kind]
-        return {i: units[i] for i in alike[: self._sizes.get(kind, MOST)]}
+        return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else MOST]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
         """Train no more than so many like these together from now on."""
         if (kind := _kind(next(iter(units.values())))) is not None:
             self._sizes[kind] = size
+            self._final.add(kind)
 
     def train(
         self,
@@ -73,14 +75,17 @@ class Groups:
         """
         kind = _kind(next(iter(units.values())))
         assert kind is not None
-        bare, size = Bare(resident.model), self._sizes.get(kind)
-        if size is None and not computes_loss(bare.model, batches[0][0], self._task):
-            size = 1
-        trainees = [] if size == 1 else [self._lifted(u, resident, bare, batches, attach) for u in units.values()]
-        if size is None:
-            size, _ = choose_size(bare, trainees, batches[0], task=self._task, device=self._device, reusing=reusing)
-        self._sizes[kind] = size
-        if size == 1:
+        bare = Bare(resident.model)
+        if kind not in self._sizes and not computes_loss(bare.model, batches[0][0], self._task):
+            self.limit(units, 1)
+            return
+        trainees = [self._lifted(unit, resident, bare, batches, attach) for unit in units.values()]
+        if kind not in self._final and len(units) >= 2 * self._sizes.get(kind, 1):
+            size, gains = choose_size(bare, trainees, batches[0], task=self._task, device=self._device, reusing=reusing)
+            self._sizes[kind] = size
+            if size < max(gains):
+                self._final.add(kind)
+        if (size := self._sizes[kind]) == 1:
             return
         trainings = train_together(
             bare, trainees[:size], parts_at=lambda step: batches[step], task=self._task, device=self._device
