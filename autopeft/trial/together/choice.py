@@ -17,6 +17,8 @@ from autopeft.trial.train import shares_of
 
 PAYS = 1.05
 """Times faster than one after the other that candidates together must be; below, each is trained alone."""
+WORSE = 0.9
+"""Larger numbers are not tried once one was so many times as good as the one before; less may be chance."""
 _REPEATS = 3
 
 
@@ -31,8 +33,7 @@ def choose_size(
 ) -> tuple[int, dict[int, float]]:
     """Time the forward and backward pass of these candidates, one by one and 2, 4, 8, ... together.
 
-    It stops at the first number that is no better than the one before. Nothing is trained by it, and no stream of
-    random numbers moves.
+    Nothing is trained by it, and no stream of random numbers moves.
 
     Args:
         reusing: Given the model with an adapter on, the context in which it would be trained alone.
@@ -49,7 +50,7 @@ def choose_size(
             alone += _seconds_alone(bare, trainee, parts, device, reusing)
         timed = size
         gains[size] = alone / _seconds_together(bare, trainees[:size], parts, task, device)
-        if gains[size] < gains[size // 2]:
+        if gains[size] < WORSE * gains[size // 2]:
             break
     for trainee, state in zip(trainees, states, strict=True):
         trainee.stream.state = state
@@ -98,13 +99,20 @@ def _seconds_together(
 
 
 def _least_seconds(once: Callable[[], None], device: str) -> float:
-    """Time something that was done once before; the least of a few."""
+    """Time something that was done once before; the least of a few.
+
+    On a CPU that of this process, so that others on the machine do not decide.
+    """
+    cuda = device.startswith("cuda")
+    clock = time.perf_counter if cuda else time.process_time
     once()
     seconds = []
     for _ in range(_REPEATS):
-        start = time.perf_counter()
-        once()
-        if device.startswith("cuda"):
+        if cuda:
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+        start = clock()
+        once()
+        if cuda:
+            torch.cuda.synchronize(device)
+        seconds.append(clock() - start)
     return min(seconds)
