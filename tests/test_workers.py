@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from autopeft.errors import RequestError
 from autopeft.records import RunInfo
-from autopeft.workers import worker_spec
+from autopeft.request import SearchRequest
+from autopeft.workers import make_executor, worker_spec
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,23 @@ from autopeft.workers import worker_spec
     ],
 )
 def test_nothing_is_reused_where_the_time_of_a_training_may_count(objectives, reuses):
+    assert worker_spec(info_of(objectives), Path(), threads=1).settings["reuse"] is reuses
+
+
+def info_of(objectives):
     goals = tuple({"name": name, "goal": "minimize", "unit": ""} for name in objectives)
     request = {"metric": "loss", "seed": 0}
-    info = RunInfo(request, goals, "", "", {}, {}, anatomy={"head": {}}, model={"source": {}})
-    assert worker_spec(info, Path(), threads=1).settings["reuse"] is reuses
+    return RunInfo(request, goals, "", "", {}, {}, anatomy={"head": {}}, model={"source": {}})
+
+
+def test_a_local_worker_is_given_as_many_as_are_asked_for():
+    request = SearchRequest(executor="local", together=4)
+    assert make_executor(request, info_of(["quality", "params"]), Path()).capacity == 4
+
+
+def test_candidates_that_cannot_be_trained_together_are_refused():
+    request = SearchRequest(executor="local", together=4)
+    with pytest.raises(RequestError, match="together: a runner of your own takes one candidate at a time"):
+        make_executor(request, info_of(["quality"]), Path(), runner=lambda candidate, steps: None)
+    with pytest.raises(RequestError, match="together: train_seconds may depend on how long a training takes"):
+        make_executor(request, info_of(["quality", "train_seconds"]), Path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from dataclasses import replace
@@ -134,7 +135,7 @@ def test_a_group_on_a_base_of_few_bits_equals_separate_trainings(bits, setting, 
     assert_equal(alone, outcomes(workers["llama"], units, together=True), tolerance=3e-3 if bits == 16 else 1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["bert"])
 def test_every_method_trains_beside_lora_as_it_does_alone(family, setting, workers, all_together, caplog):
     anatomy, worker = setting[family][2], workers[family]
     beside = unit_of(anatomy, {"method": "lora", "lora.rank": 4}, 99, steps=2)
@@ -270,7 +271,12 @@ def test_a_group_that_is_too_large_for_memory_is_halved(setting, all_together, m
 def test_a_worker_is_the_same_after_a_group(setting, workers, all_together):
     unit = unit_of(setting["bert"][2], MIXED[0], 0, steps=4)
     before = outcomes(workers["bert"], [unit], together=False)
-    workers["bert"].run_together([unit_of(setting["bert"][2], v, i, steps=2) for i, v in enumerate(MIXED)])
+    left = []
+    for _ in range(3):
+        workers["bert"].run_together([unit_of(setting["bert"][2], v, i, steps=2) for i, v in enumerate(MIXED)])
+        gc.collect()
+        left.append(sum(isinstance(found, torch.Tensor) for found in gc.get_objects()))
+    assert left[1] == left[2]
     assert_equal(before, outcomes(workers["bert"], [unit], together=False), tolerance=0)
 
 
