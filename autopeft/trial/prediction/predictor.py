@@ -23,8 +23,9 @@ from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.sites import Sites, structure_of
 from autopeft.trial.prediction.trace import MemoryTrace, trace_peak
 
-_NOT_FITTED = ("BOFT",)
-"""Methods whose fits were seen to be off by 4 to 20%: BOFT's chains of butterflies are as large as the weights."""
+_NOT_FITTED = ("OFT", "BOFT")
+"""Methods whose fits were seen to be off by 4% (OFT) to 20% (BOFT): their rotations are built from blocks on the way, and
+take the more the fewer and larger the blocks are."""
 _MOST_FAILURES = 3
 """Answers found wrong, after which a structure's plans are traced."""
 
@@ -35,7 +36,7 @@ class MemoryPredictor:
     A structure (method, bits, optimiser, and settings other than places and sizes) is calibrated when it is first asked
     for, by 4 to 22 traces of one step; after that an answer takes well under a millisecond. Every plan is traced too
     until one answer was right, and always where three were wrong, or where a plan has something that no trace had. Full
-    fine-tuning, BOFT, and everything on a model with an encoder and a decoder are always traced.
+    fine-tuning, OFT, BOFT, and everything on a model with an encoder and a decoder are always traced.
 
     Args:
         length: Tokens of the longest row of the data.
