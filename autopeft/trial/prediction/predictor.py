@@ -24,8 +24,7 @@ from autopeft.trial.prediction.sites import Sites, structure_of
 from autopeft.trial.prediction.trace import MemoryTrace, trace_peak
 
 _NOT_FITTED = ("OFT", "BOFT")
-"""Methods whose fits were seen to be off by 4% (OFT) to 20% (BOFT): their rotations are built from blocks on the way, and
-take the more the fewer and larger the blocks are."""
+"""Methods whose fits were seen to be off, by 4% (OFT) to 20% (BOFT); both build rotations of blocks on their way."""
 _MOST_FAILURES = 3
 """Answers found wrong, after which a structure's plans are traced."""
 
