@@ -314,7 +314,7 @@ CPU_FULL = (
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_FULL), MemoryError("no room")]
 )
-@pytest.mark.parametrize("where", ["load_base", "train", "train_parts", "evaluate"])
+@pytest.mark.parametrize("where", ["worker.load_base", "worker.train", "batches.train_parts", "worker.evaluate"])
 def test_memory_that_runs_out_is_infeasible_and_the_next_trial_is_as_in_a_fresh_worker(
     error, where, setting, monkeypatch
 ):
@@ -325,7 +325,7 @@ def test_memory_that_runs_out_is_infeasible_and_the_next_trial_is_as_in_a_fresh_
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, where, full)
+        patch.setattr(f"autopeft.trial.{where}", full)
         (outcome,) = run_isolated(worker, [unit])
     assert outcome.state == "infeasible"
     assert outcome.reason.startswith("out of memory; peak seen ")
