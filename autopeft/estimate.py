@@ -79,7 +79,8 @@ def estimates(request: SearchRequest, candidates: Sequence[Mapping[str, Any]] | 
     predictor = memory_predictor(assembly.info, anatomy, "cuda")
     problem = replace(problem, predicted_bytes=lambda plan: predictor.trace(plan).peak_bytes)
     if candidates is None:
-        problem.check_feasible()
+        # What does not fit the memory is shown, with the rows that would.
+        replace(problem, memory_limit_bytes=None).check_feasible()
         chosen = list(_standard(problem))
     else:
         chosen = [_read(problem, number, candidate) for number, candidate in enumerate(candidates, start=1)]

@@ -20,7 +20,7 @@ def safety_margin(records: Iterable[TrialRecord], *, limit_bytes: int) -> float:
     that what was predicted for it would be refused the next time.
 
     Args:
-        limit_bytes: The memory that trials must do with: the limit asked for, or the device's.
+        limit_bytes: The limit asked for.
     """
     margin = 1.0
     for record in records:

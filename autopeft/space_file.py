@@ -7,7 +7,7 @@ from importlib.resources import files
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,8 +44,8 @@ class SpaceFile(BaseModel):
 
     description: str = ""
     inherit: str | None = None
-    layer_groups: int | Literal["each"] = 4
-    kinds: list[str] | None = None
+    layer_groups: Annotated[int, Field(ge=1, strict=True)] | Literal["each"] = 4
+    kinds: Annotated[list[str], Field(min_length=1)] | None = None
     parameters: dict[str, ParameterFile] = Field(default_factory=dict)
     start: list[dict[str, Scalar | dict[str, Scalar]]] = Field(default_factory=list)
 
@@ -185,17 +185,16 @@ def parse_space(fields: Mapping[str, Any], *, where: str = "space") -> Space:
             if name in domains and name != "method" and not any(map(domains[name].holds, values)):
                 shown = ", ".join(map(repr, values))
                 faults.append(f"{parameter.name}: when: {name}: {shown} is not in {show_domain(domains[name])}")
-    start = [s for s in checked.start if not methods or s.get("method", methods[0]) in methods]
     space = Space(
         _ordered(parameters, faults),
-        tuple(start),
+        tuple(checked.start),
         checked.layer_groups,
         None if checked.kinds is None else tuple(checked.kinds),
         checked.description,
     )
     if not parameters:
         faults.append("parameters: there are none; give at least one")
-    for i, configuration in enumerate(start if not faults else ()):
+    for i, configuration in enumerate(checked.start if not faults else ()):
         try:
             space.check(configuration)
         except RequestError as error:

@@ -120,10 +120,10 @@ def contract() -> str:
         for method in METHODS
     ]
     return (
-        f"Of {total} pairs of a method with a family, a task and bits, {passed} are trained, and pass; the other "
+        f"Of {total} pairs of a method with a family, a task and bits, {passed} are tried by the tests; the other "
         f"{total - passed} are refused before any training, with the reason that stands here. "
-        "A pair that is trained and does not pass fails the tests.\n\n"
-        + table(["method", "trained and passed", "refused", "why"], rows)
+        "Not every one is tried in every way: `tests/contracts` says which.\n\n"
+        + table(["method", "tried", "refused", "why"], rows)
     )
 
 

@@ -11,6 +11,7 @@ _METHODS = {
     "ln_tuning": "trains the scale and shift of the model's normalisation layers",
     "prompt_tuning": "trains a few virtual tokens that stand before every input",
     "prefix_tuning": "trains keys and values that every layer reads as if they stood before the text",
+    "layer_prefix": "trains keys and values that the attention of chosen layers reads beside those of the text",
     "p_tuning": "trains virtual tokens through a small network",
     "oft": "rotates blocks of each linear layer's inputs by trained orthogonal matrices",
     "boft": "rotates blocks of each weight by trained orthogonal matrices, and scales its outputs",

@@ -34,10 +34,13 @@ def rewrites_base(plan: AdapterPlan) -> bool:
 
 
 def changed_by(plan: AdapterPlan, model: nn.Module) -> dict[str, Tensor]:
-    """Copy the parameters of the base that an adapter changes: weights it takes from, biases it trains in place."""
+    """Copy what an adapter changes of the base, weights it takes from and biases it trains in place, to the host.
+
+    There they take no memory of the device, where nothing predicts them.
+    """
     fields = ["weight"] * rewrites_base(plan) + ["bias"] * (plan.config.get("bias", "none") != "none")
     found = {f"{name}.{field}": getattr(model.get_submodule(name), field) for name in plan.sizes for field in fields}
-    return {name: parameter.detach().clone() for name, parameter in found.items() if parameter is not None}
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in found.items() if parameter is not None}
 
 
 def restore(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
@@ -45,7 +48,8 @@ def restore(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
     for name, copy in copies.items():
         module = model.get_submodule(name.rpartition(".")[0])
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        getattr(base, name.rpartition(".")[2]).data = copy
+        parameter = getattr(base, name.rpartition(".")[2])
+        parameter.data = copy.to(parameter.device)
 
 
 def layers_of(adapted: Any) -> Iterator[tuple[str, LoraLayer]]:
@@ -91,6 +95,8 @@ def begin_with_residuals(adapted: Any, dense: nn.Module) -> None:
     """
     for name, layer in layers_of(adapted):
         held: Any = layer.get_base_layer().weight
+        if not hasattr(held, "quant_state"):  # transformers keeps some linears of T5 as they are
+            continue
         kept = bnb.functional.dequantize_4bit(held.data, held.quant_state).float()
         original = dense.get_submodule(name)
         weight = original.weight.T if isinstance(original, Conv1D) else original.weight

@@ -11,10 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
 
+from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
 from autopeft.pareto import picks
-from autopeft.records import Measurement, TrialRecord
+from autopeft.records import BaseFormat, Measurement, TrialRecord
 from autopeft.report import SECTIONS, Context, render
+from autopeft.report.words import method_sentence
 
 
 class Page(HTMLParser):
@@ -351,6 +353,12 @@ def test_memory_is_named_for_what_it_is(kind, words):
     record = make_records(1, fail=0.0)[0]
     record = replace(record, measurement=replace(record.measurement or Measurement(0), memory_kind=kind))
     assert words in render(make_info(bert()), [record], THREE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_said_in_words(name):
+    plan = make_records(1, fail=0.0)[0].plan
+    assert method_sentence(replace(plan, method=name, config={}, base=BaseFormat(32)))
 
 
 def test_percent_is_of_the_base_and_the_head_stands_apart():

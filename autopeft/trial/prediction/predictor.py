@@ -33,7 +33,7 @@ class MemoryPredictor:
     """Predicts the peak of a training on one model, for any plan.
 
     A structure (method, bits, optimiser, and settings other than places and sizes) is calibrated when it is first asked
-    for, by 4 to 22 traces of one step; after that an answer takes well under a millisecond. Every plan is traced too
+    for, by 4 to 22 traces of one step; after that an answer takes about a millisecond or less. Every plan is traced too
     until one answer was right, and always where three were wrong, or where a plan has something that no trace had. Full
     fine-tuning, OFT, BOFT, and everything on a model with an encoder and a decoder are always traced.
 
