@@ -83,17 +83,22 @@ def estimates(request: SearchRequest, candidates: Sequence[Mapping[str, Any]] | 
         replace(problem, memory_limit_bytes=None).check_feasible()
         chosen = list(_standard(problem))
     else:
-        chosen = [_read(problem, number, candidate) for number, candidate in enumerate(candidates, start=1)]
+        chosen = list(_read(problem, candidates))
     distinct = {problem.identity(candidate): candidate for candidate in chosen}
     return [_estimate(assembly, problem, candidate) for candidate in distinct.values()]
 
 
-def _read(problem: Problem, number: int, values: Mapping[str, Any]) -> Candidate:
-    try:
-        return problem.space.complete(values)
-    except RequestError as error:
-        remedy = "name another --space (autopeft spaces lists them), or one of your own that has it"
-        raise RequestError(*(f"candidate {number}: {fault}; {remedy}" for fault in error.faults)) from None
+def _read(problem: Problem, candidates: Sequence[Mapping[str, Any]]) -> Iterator[Candidate]:
+    """Complete candidates, or tell the faults of them all."""
+    faults = []
+    for number, values in enumerate(candidates, start=1):
+        try:
+            yield problem.space.complete(values)
+        except RequestError as error:
+            remedy = "name another --space (autopeft spaces lists them), or one of your own that has it"
+            faults += [f"candidate {number}: {fault}; {remedy}" for fault in error.faults]
+    if faults:
+        raise RequestError(*faults)
 
 
 def _standard(problem: Problem) -> Iterator[Candidate]:

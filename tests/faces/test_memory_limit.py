@@ -74,6 +74,16 @@ def test_an_estimate_tells_memory_file_time_and_the_rows_that_fit(asked: dict[st
     assert 4 <= held.largest_batch < 8
 
 
+def test_an_estimate_shows_what_does_not_fit(asked: dict[str, Any]) -> None:
+    fields = {k: v for k, v in asked.items() if k not in SMALL or k == "budget"}
+    rows = ap.estimate(**fields, memory=int(0.6 * MiB))
+    assert rows
+    for row in rows:
+        assert not row.fits
+        assert row.cost.memory_bytes > 0.6 * MiB
+        assert "predicted" in row.refusal
+
+
 def test_candidates_come_from_a_file_and_its_faults_are_told(asked: dict[str, Any], tmp_path: Path) -> None:
     fields = {k: v for k, v in asked.items() if k not in SMALL or k == "budget"}
     file = tmp_path / "candidates.yaml"
@@ -83,6 +93,7 @@ def test_candidates_come_from_a_file_and_its_faults_are_told(asked: dict[str, An
         ("lora", "must hold settings"),
         ("{a: [", "neither YAML nor JSON"),
         ("{lora.rnk: 2}", "lora.rnk"),
+        ("- {lora.rnk: 2}\n- {method: ia3}\n- {method: loar}", "candidate 1: .*lora.rnk(.|\n)*candidate 3: .*loar"),
     ):
         file.write_text(text)
         with pytest.raises(RequestError, match=fault):
