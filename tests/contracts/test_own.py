@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import LABELS, PAIRS, batch_of
+from configurations import candidates
+from families import LABELS, PAIRS, TOKENS, batch_of
 from small_run import make_data, make_run_dir, make_unit, make_worker, pretrained
 from torch import nn
 
@@ -327,6 +328,22 @@ def test_a_merged_model_gives_the_logits_of_the_adapter(family, task, method, va
     assert merged.config.use_cache == base_for(source).config.use_cache
 
 
+OTHERS_MERGED = sorted({m.name for m in METHODS.values() if m.mergeable} - {method for method, *_ in MERGED})
+
+
+@pytest.mark.parametrize("method", OTHERS_MERGED)
+def test_every_other_method_that_is_said_to_merge_does(method, tmp_path, monkeypatch):
+    monkeypatch.setattr("autopeft.trial.merge.load_tokenizer", lambda path: Tokenizer())
+    values = {**candidates(method)[0].values, "lr_multiple": 30.0 if method == "adalora" else 3.0}
+    source, folder = saved("llama", "causal-lm", values, tmp_path)
+    judged = logits_of(autopeft.load(folder), "causal-lm")
+    assert autopeft.merge(folder, tmp_path / "merged") == ()
+    merged = base_for(ModelSource(str(tmp_path / "merged"), "causal-lm"), dtype="auto")
+    torch.testing.assert_close(logits_of(merged, "causal-lm"), judged, rtol=1e-4, atol=1e-4)
+    plain = logits_of(load_base(source, BaseFormat(32), device="cpu"), "causal-lm")
+    assert (judged - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
 class Tokenizer:
     """The small models have none."""
 
@@ -338,7 +355,7 @@ class Tokenizer:
 def saved(family, task, values, folder):
     """Train in a worker and save; gives (source, adapter folder)."""
     source = pretrained(family, task, folder / "model")
-    anatomy = read_anatomy(source)
+    anatomy = read_anatomy(source).on_data(TOKENS)
     run_dir = make_run_dir(folder / "run", task)
     make_worker(run_dir, source, anatomy).run(
         make_unit(anatomy, {"lr_multiple": 30.0, **values}, steps=3, adapter_dir="a")
