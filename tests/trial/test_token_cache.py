@@ -66,6 +66,7 @@ def test_tokens_are_made_once_and_the_same(prepared, folder):
         {"seed": 1},
         {"tokenizer": make_tokenizer(letters="abcdefghji")},
         {"tokenizer": make_tokenizer(bos_token="a")},
+        {"tokenizer": make_tokenizer(split_special_tokens=True)},
     ],
 )
 def test_another_text_length_order_or_tokenizer_is_tokenised_anew(change, prepared):
@@ -85,15 +86,32 @@ def test_a_template_that_writes_the_date_and_a_slow_tokenizer_are_not_kept(prepa
     )
 
 
-def test_a_damaged_entry_is_made_anew(prepared, folder):
+@pytest.mark.parametrize("at", [0, 40, -200, -60, -5])  # the checksum, the pages, the footer
+def test_a_damaged_entry_is_made_anew(at, prepared, folder):
     first, _ = prepared()
     for file in folder.iterdir():
         content = bytearray(file.read_bytes())
-        content[40] ^= 1
+        content[at] ^= 1
         file.write_bytes(content)
     second, made = prepared()
     assert made == 2
     assert second.fingerprint == first.fingerprint
+    assert prepared()[1] == 0
+
+
+def test_other_code_makes_other_tokens(prepared, monkeypatch):
+    prepared()
+    monkeypatch.setattr(token_cache, "_code", lambda: "changed")
+    assert prepared()[1] == 2
+
+
+def test_an_entry_that_cannot_be_touched_is_read(prepared, monkeypatch):
+    prepared()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError
+
+    monkeypatch.setattr(token_cache.os, "utime", refuse)
     assert prepared()[1] == 0
 
 
@@ -124,3 +142,6 @@ def test_the_entries_stay_within_their_bound(folder, monkeypatch):
     assert made == []
     tokens("second")
     assert made == ["second"]
+    kept = set(folder.iterdir())
+    token_cache.tokens_of(lambda: pa.table({"n": [str(n**5) for n in range(9999)]}), tokenizer, "larger than all")
+    assert set(folder.iterdir()) == kept
