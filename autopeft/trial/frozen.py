@@ -63,9 +63,13 @@ class FrozenLayers:
         """Reuse what the layers below the adapter give, in every forward pass of the block.
 
         Args:
+            states: What is kept; where it has no room at all, the block is left as it is.
             base: What identifies the base's weights and what they compute in.
         """
         states.begin()
+        if not states.limit_bytes:
+            yield
+            return
         cut = self.lowest_trained(adapted)
         if not cut or not self._can_start_at(cut):
             yield
@@ -208,7 +212,7 @@ class FrozenLayers:
 
         def keep(output: Tensor) -> None:
             if torch.equal(before, self._random_state()):
-                states.put((base, mode, cut), key, output.detach().to("cpu", copy=True))
+                states.put((base, mode, cut), key, output)
             else:  # dropout: no two passes are alike
                 self._random.add(mode)
 

@@ -19,7 +19,7 @@ class States:
     """
 
     def __init__(self, *, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._groups: dict[tuple[Hashable, ...], dict[Hashable, Tensor]] = {}
         self._in_use: set[tuple[Hashable, ...]] = set()
         self.held_bytes = 0
@@ -36,15 +36,16 @@ class States:
         return state
 
     def put(self, group: tuple[Hashable, ...], key: Hashable, state: Tensor) -> None:
-        """Keep a state, if there is or can be room for it."""
+        """Keep a copy of a state, if there is or can be room for it."""
         self._groups.setdefault(group, {})
         self._use(group)
-        while self.held_bytes + state.nbytes > self._limit_bytes:
-            unused = next((other for other in self._groups if other not in self._in_use), None)
-            if unused is None:
-                return
-            self._drop(unused)
-        self._groups[group][key] = state
+        if self.held_bytes + state.nbytes > self.limit_bytes:
+            unused = [other for other in self._groups if other not in self._in_use]
+            if self.held_bytes - sum(map(self._size, unused)) + state.nbytes > self.limit_bytes:
+                return  # not even without them
+            while self.held_bytes + state.nbytes > self.limit_bytes:
+                self._drop(unused.pop(0))
+        self._groups[group][key] = state.detach().to("cpu", copy=True)
         self.held_bytes += state.nbytes
 
     def drop(self, base: Hashable) -> None:
@@ -64,4 +65,8 @@ class States:
         self._groups[group] = self._groups.pop(group)
 
     def _drop(self, group: tuple[Hashable, ...]) -> None:
-        self.held_bytes -= sum(state.nbytes for state in self._groups.pop(group).values())
+        self.held_bytes -= self._size(group)
+        del self._groups[group]
+
+    def _size(self, group: tuple[Hashable, ...]) -> int:
+        return sum(state.nbytes for state in self._groups[group].values())

@@ -294,7 +294,21 @@ def test_states_make_room_when_memory_runs_out(setting, monkeypatch):
     assert told(worker.run(unit)) == good
 
 
-def test_without_room_nothing_is_kept():
+def test_without_room_no_pass_is_looked_at(setting, monkeypatch):
     states = States(limit_bytes=0)
     states.put(("base", "mode", 1), "key", torch.zeros(1))
     assert states.get(("base", "mode", 1), "key") is None
+    run_dir, source, anatomy = setting("llama", "causal-lm")
+    monkeypatch.setattr(FrozenLayers, "_look_up", lambda *args: pytest.fail("a pass was hashed"))
+    make_worker(run_dir, source, anatomy, reuse=False).run(make_unit(anatomy, UPPER["top"]))
+
+
+def test_what_cannot_fit_is_not_copied_and_drives_nothing_out(monkeypatch):
+    states = States(limit_bytes=1000)
+    states.put(("base", "mode", 1), "key", torch.zeros(600, dtype=torch.uint8))
+    states.begin()
+    states.put(("base", "mode", 2), "key", torch.zeros(300, dtype=torch.uint8))
+    monkeypatch.setattr(torch.Tensor, "to", lambda *args, **kwargs: pytest.fail("copied"))
+    states.put(("base", "mode", 2), "other", torch.zeros(800, dtype=torch.uint8))
+    assert states.held_bytes == 900
+    assert states.get(("base", "mode", 1), "key") is not None
