@@ -20,7 +20,9 @@ _TIMELESS = {"quality", "params", "memory", "adapter_bytes"}
 """Objectives that do not depend on how long a training takes, which what is reused of earlier trials shortens."""
 
 
-def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: float = 1.0) -> WorkerSpec:
+def worker_spec(
+    info: RunInfo, run_dir: Path, *, threads: int, memory_share: float = 1.0, host_share: float = 1.0
+) -> WorkerSpec:
     """Say how a worker of a run is made."""
     anatomy, request = info.anatomy or {}, info.request
     return WorkerSpec(
@@ -33,6 +35,7 @@ def worker_spec(info: RunInfo, run_dir: Path, *, threads: int, memory_share: flo
             "data_seed": request["seed"],
             "threads": threads,
             "memory_share": memory_share,
+            "host_share": host_share,
             "reuse": {objective["name"] for objective in info.objectives} <= _TIMELESS,
         },
     )
@@ -70,7 +73,7 @@ def make_executor(
     if runner is None:
         # How many share a machine of a cluster is not known; all of them on one is the worst.
         share = min(1.0, gpus) if gpus else 1 / workers
-        spec = worker_spec(info, run_dir, threads=threads, memory_share=share)
+        spec = worker_spec(info, run_dir, threads=threads, memory_share=share, host_share=1 / workers)
     else:
         entry = runner if isinstance(runner, str) else entry_of(runner)
         spec = WorkerSpec("autopeft.execute.function:FunctionRunner", {"function": entry})

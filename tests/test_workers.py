@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_run import make_data
 
 from autopeft.errors import RequestError
+from autopeft.execute import ray_tune
 from autopeft.records import RunInfo
 from autopeft.request import SearchRequest
+from autopeft.trial import worker as worker_module
+from autopeft.trial.worker import TrialWorker
 from autopeft.workers import make_executor, worker_spec
 
 
@@ -23,6 +27,24 @@ from autopeft.workers import make_executor, worker_spec
 )
 def test_nothing_is_reused_where_the_time_of_a_training_may_count(objectives, reuses):
     assert worker_spec(info_of(objectives), Path(), threads=1).settings["reuse"] is reuses
+
+
+def test_workers_with_a_gpu_each_share_the_memory_of_the_host(monkeypatch):
+    made = {}
+    monkeypatch.setattr(ray_tune, "RayTuneExecutor", lambda **settings: made.update(settings))
+    make_executor(SearchRequest(workers=8, gpus_per_worker=1), info_of(["quality"]), Path())
+    assert made["spec"].settings["memory_share"] == 1
+    assert made["spec"].settings["host_share"] == 1 / 8
+
+
+def test_kept_states_take_a_tenth_of_the_share_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "capacity_bytes", lambda device: 1000)
+    monkeypatch.setattr(worker_module, "read_prepared", lambda folder: make_data("causal-lm"))
+    (tmp_path / "request.yaml").touch()
+    source = {"path": "", "task": "causal-lm", "label_names": ()}
+    shares = {"device": "cpu", "memory_share": 1.0, "host_share": 0.25}
+    worker = TrialWorker(run_dir=str(tmp_path), source=source, head={}, metric="loss", data_seed=0, **shares)
+    assert worker._states.limit_bytes == 25
 
 
 def info_of(objectives):

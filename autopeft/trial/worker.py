@@ -47,6 +47,7 @@ class TrialWorker:
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         threads: CPU threads of this worker.
         memory_share: Share of the device's memory that this worker may use.
+        host_share: Share of the host's memory that this worker may use; without CUDA the same.
         reuse: Whether what frozen layers give is kept for later trials; these then take less time than they would.
     """
 
@@ -61,6 +62,7 @@ class TrialWorker:
         device: str = "auto",
         threads: int | None = None,
         memory_share: float = 1.0,
+        host_share: float = 1.0,
         reuse: bool = True,
     ) -> None:
         self._run_dir = Path(run_dir)
@@ -77,7 +79,7 @@ class TrialWorker:
         room = int(ROOM_FOR_BASES * memory_share * capacity_bytes(self._device))
         self._bases = Bases(self._load, limit_bytes=room, device=self._device)
         self._batches = TrainBatches(self._data, seed=self._seed)
-        room = int(ROOM_FOR_STATES * memory_share * capacity_bytes("cpu")) if reuse else 0
+        room = int(ROOM_FOR_STATES * host_share * capacity_bytes("cpu")) if reuse else 0
         self._states = States(limit_bytes=room)
         self._groups = Groups(task=self._source.task, device=self._device)
 
