@@ -198,7 +198,8 @@ class Measurement(_Plain):
         train_seconds, eval_seconds: Wall time of training and of evaluation.
         metrics: Every metric by name, and anything that a custom objective needs.
         curve: Pairs (step, training loss).
-        base_checksum: Checksum of the frozen base, the same before and after; "" for a custom runner.
+        base_checksum: Checksum of the frozen base, the same before and after; "" for a custom runner. CPU and CUDA give
+            different ones for equal weights: it is comparable within a kind of device only.
     """
 
     quality: float
