@@ -39,7 +39,8 @@ class Board:
 
     Args:
         capacity: Most hand-outs under way at once.
-        together: Most units of a hand-out. Fewer are handed out only when the driver waits, and so has no more.
+        together: Most units of a hand-out. Fewer are handed out only when the driver waits, and so has no more; and half
+            as many from then on when a worker dies of a hand-out of several.
         max_restarts: How many deaths of its worker a unit survives.
         silence_seconds: How long after the last `heard` nobody is believed to be there any more.
         count_kills: Tells how many processes of this machine the kernel has killed for want of memory.
@@ -166,6 +167,8 @@ class Board:
         with self._changed:
             tickets = self._under_way.pop(key, [])
             if len(tickets) > 1:
+                self._was_starved(error)  # that kill explains this death, and no later one
+                self._together = min(self._together, len(tickets) // 2)
                 for ticket in reversed(tickets):
                     ticket.alone = True
                     self._queue.appendleft(ticket)

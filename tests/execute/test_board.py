@@ -62,6 +62,34 @@ def test_units_that_were_together_when_their_worker_died_are_handed_out_one_by_o
     assert [(o.trial, o.state) for o in board.collect(1)] == [(0, "failed"), (1, "stopped"), (2, "stopped")]
 
 
+def test_a_group_killed_for_want_of_memory_is_not_held_against_a_later_unit() -> None:
+    kills = 0
+    board = Board(max_restarts=0, together=2, count_kills=lambda: kills)
+    for trial in range(2):
+        board.submit(unit(trial))
+    board.take("a")
+    kills = 1
+    board.lose("a", "")
+    board.take("b")
+    board.lose("b", "")  # of something else: no kill was counted since
+    assert [(o.trial, o.state) for o in board.collect(1)] == [(0, "failed")]
+
+
+def test_after_a_group_lost_its_worker_half_as_many_go_together() -> None:
+    board = Board(together=5)
+    for trial in range(20):
+        board.submit(unit(trial))
+    sizes = []
+    for _ in range(2):
+        sizes.append(len(trials(board.take("group"))))
+        board.lose("group", "killed")
+        for _ in range(sizes[-1]):
+            assert len(trials(board.take("alone"))) == 1
+            board.finish("alone", [])
+    assert sizes == [5, 2]
+    assert len(trials(board.take("group"))) == 1
+
+
 def test_an_outcome_counts_once() -> None:
     board = Board(max_restarts=0)
     board.submit(unit(0))
