@@ -91,7 +91,7 @@ def search(
         while (
             not exhausted
             and len(running) < executor.capacity
-            and _may_start(store.records, running, limits, deadline, clock())
+            and _may_start(store.records, len(running), limits, deadline - clock(), together=executor.together)
         ):
             with interrupts_deferred():
                 proposal = study.ask()
@@ -192,13 +192,17 @@ def _trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _may_start(
-    records: Sequence[TrialRecord], running: dict[int, Proposal], limits: Limits, deadline: float, now: float
+    records: Sequence[TrialRecord], running: int, limits: Limits, seconds_left: float, *, together: int
 ) -> bool:
-    """Tell whether another trial may start: it would be within the number, and end in time as far as one can tell."""
-    if limits.trials is not None and len(_trained(records)) + len(running) >= limits.trials:
+    """Tell whether another trial may start: it would be within the number, and end in time as far as one can tell.
+
+    Of trials that a worker is given together none ends before all do, and a record tells one's part of that time.
+    """
+    if limits.trials is not None and len(_trained(records)) + running >= limits.trials:
         return False
     seconds = [r.seconds for r in records if r.state == "complete"]
-    return now + (statistics.median(seconds) if seconds else 0.0) < deadline
+    given = running % together + 1
+    return given * (statistics.median(seconds) if seconds else 0.0) < seconds_left
 
 
 def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:

@@ -216,7 +216,7 @@ class Simulated:
     """An Executor whose trainings take recorded times, on a clock that jumps to the next end while the driver waits."""
 
     def __init__(self, capacity: int, seconds: float) -> None:
-        self.capacity = capacity
+        self.capacity, self.together = capacity, 1
         self._seconds, self._runner = seconds, Formula()
         self._jumped, self._began = 0.0, time.process_time()
         self._ends: list[tuple[float, int, WorkUnit, float]] = []

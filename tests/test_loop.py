@@ -47,7 +47,7 @@ class Runner:
 class Several:
     """An executor of several workers: outcomes come in the other order, a few at once."""
 
-    capacity = 3
+    capacity, together = 3, 1
 
     def __init__(self, runner):
         self.runner, self.units, self.most = runner, [], 0
@@ -143,6 +143,25 @@ def test_the_time_ends_the_search_before_a_trial_that_would_not_end_in_it(run):
     assert ending == "time"
     assert len(records) == 4  # a fifth would end at 50
     assert now[0] == 40
+
+
+def test_as_many_are_trained_together_as_end_in_time(run):
+    now, sizes = [0.0], []
+
+    class Together(Several):
+        capacity = together = 4
+
+        def wait(self, timeout_seconds):
+            units, self.units = self.units, []
+            sizes.append(len(units))
+            now[0] += 10 * len(units)
+            outcomes = [run_isolated(self.runner, [unit])[0] for unit in units]
+            return [Outcome(o.trial, o.state, o.measurement, seconds=10.0) for o in outcomes]
+
+    ending, _ = run(seconds=65, clock=lambda: now[0], executor=Together)
+    assert ending == "time"
+    assert sizes == [4, 2]  # two more would end at 80
+    assert now[0] == 60
 
 
 def test_what_is_under_way_at_the_end_of_the_time_is_recorded_as_stopped_and_runs_again(run):

@@ -40,6 +40,11 @@ class Executor(Protocol):
         """How many work units can be under way at once."""
         ...
 
+    @property
+    def together(self) -> int:
+        """How many of these a worker is given at once; all of them give their outcomes when the last is done."""
+        ...
+
     def submit(self, unit: WorkUnit) -> None:
         """Take a work unit; returns at once."""
         ...

@@ -83,7 +83,7 @@ class RayTuneExecutor:
                 "executor: a search was started while a worker imported its runner; put the part of the script that "
                 'starts the search under `if __name__ == "__main__":`'
             )
-        self.capacity = workers * together
+        self.capacity, self.together = workers * together, together
         self._workers = workers
         self._spec, self._cpus, self._gpus = spec, cpus_per_worker, gpus_per_worker
         self._board = Board(
