@@ -1,7 +1,7 @@
 """The models, data and LoRA configurations that several benchmarks train on.
 
-stories260K (Karpathy's tinyllamas, a Llama of 260 thousand weights) is not shipped: the environment variable STORIES260K
-names its folder, in the format of Hugging Face with its tokenizer.
+stories260K (of Karpathy's tinyllamas, a Llama of 260 thousand weights) is not shipped: the environment variable
+STORIES260K names its folder, in the format of Hugging Face with its tokenizer.
 """
 
 from __future__ import annotations

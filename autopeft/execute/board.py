@@ -39,8 +39,8 @@ class Board:
 
     Args:
         capacity: Most hand-outs under way at once.
-        together: Most units of a hand-out. Fewer are handed out only when the driver waits, and so has no more; and half
-            as many from then on when a worker dies of a hand-out of several.
+        together: Most units of a hand-out. Fewer are handed out only when the driver waits, and so has no more; and
+            half as many from then on when a worker dies of a hand-out of several.
         max_restarts: How many deaths of its worker a unit survives.
         silence_seconds: How long after the last `heard` nobody is believed to be there any more.
         count_kills: Tells how many processes of this machine the kernel has killed for want of memory.
