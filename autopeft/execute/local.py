@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ class LocalExecutor:
     """
 
     def __init__(self, make_runner: Callable[[], Runner], *, together: int = 1) -> None:
-        self.capacity = together
+        self.capacity = self.together = together
         self._runner = ResidentRunner(make_runner)
         self._units: deque[WorkUnit] = deque()
 
@@ -32,5 +33,6 @@ class LocalExecutor:
         return run_isolated(self._runner, [self._units.popleft() for _ in range(min(self.capacity, len(self._units)))])
 
     def close(self) -> None:
-        """Forget what is queued."""
+        """Forget what is queued, and undo `gc.freeze`, by which a runner makes collections short."""
         self._units.clear()
+        gc.unfreeze()  # this process is the user's: what is garbage there must not stay for good

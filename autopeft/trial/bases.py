@@ -97,7 +97,8 @@ class Bases:
         held = torch.cuda.memory_allocated() - before if self._cuda else _storage_bytes(model)
         base = Base(Resident(model), FrozenLayers(model), checksum(model), held)
         # The collection after each trial took half a second, nearly all of it to look at what stays for good: the
-        # libraries and the base. A base that is dropped needs no collection, as nothing in it refers in a circle.
+        # libraries and the base. A base that is dropped needs no collection, as nothing in it refers in a circle. A
+        # Ray worker's process is its own; in the user's, LocalExecutor undoes it when the search is over.
         gc.collect()
         gc.freeze()
         return base

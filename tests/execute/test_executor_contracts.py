@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -74,3 +75,10 @@ def test_a_function_is_a_runner(make_executor: Callable[[WorkerSpec], Executor])
     (outcome,) = tiny_runner.drain(executor, 1)
     assert outcome.measurement is not None, outcome.reason
     assert outcome.measurement.quality == 1.25
+
+
+def test_a_local_search_leaves_nothing_out_of_the_reach_of_the_collector() -> None:
+    executor = LocalExecutor(lambda: make_runner(tiny_runner.SPEC))
+    gc.freeze()  # as a runner does when it has loaded a base
+    executor.close()
+    assert gc.get_freeze_count() == 0
