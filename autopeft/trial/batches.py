@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,9 @@ one, `position_ids` in place of the mask."""
 
 _KEPT = 4
 """Most kinds of rows (their number, length and packing) whose batches are kept; a search has one, or a few."""
+
+_KEPT_BYTES = 2**26
+"""Most bytes of one kind's batches that are kept; those of later steps are made each time."""
 
 _BY_TOKEN = ("input_ids", "labels", "token_type_ids")
 """Columns with a value for each token of a row."""
@@ -46,15 +50,45 @@ def train_parts(prepared: Prepared, step: int, *, recipe: Recipe, seed: int) -> 
     return [_train_part(prepared, part.tolist(), length, packing=recipe.packing) for part in parts]
 
 
+class Steps(Sequence[list[Batch]]):
+    """The batches of some steps, each in its parts; a batch is made, or fetched, when it is asked for."""
+
+    def __init__(self, make: Callable[[int], list[Batch]], steps: range) -> None:
+        self._make, self._steps = make, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, at: int) -> list[Batch]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Steps: ...
+
+    def __getitem__(self, at: int | slice) -> list[Batch] | Steps:
+        return Steps(self._make, self._steps[at]) if isinstance(at, slice) else self._make(self._steps[at])
+
+
+@dataclass(slots=True)
+class _Made:
+    """The first batches of one kind of rows."""
+
+    batches: list[list[Batch]] = field(default_factory=list)
+    held_bytes: int = 0
+
+
 class TrainBatches:
-    """The train batches of a search, made once: every candidate of like rows reads the same ones in the same order."""
+    """The train batches of a search, made once where there is room: candidates of like rows read the same ones.
+
+    What is kept is bounded: a few kinds of rows, and of each the first so many bytes.
+    """
 
     def __init__(self, prepared: Prepared, *, seed: int) -> None:
         self._prepared, self._seed = prepared, seed
-        self._made: dict[Recipe, list[list[Batch]]] = {}
+        self._made: dict[Recipe, _Made] = {}
 
-    def first(self, steps: int, recipe: Recipe) -> Sequence[Sequence[Batch]]:
-        """Give the batches of the first steps, each in its parts; nothing may change them."""
+    def first(self, steps: int, recipe: Recipe) -> Steps:
+        """Give the batches of the first steps; nothing may change them."""
         rows = Recipe(
             0.0,
             batch_size=recipe.batch_size,
@@ -62,12 +96,21 @@ class TrainBatches:
             max_length=recipe.max_length,
             packing=recipe.packing,
         )
-        made = self._made.pop(rows, [])
+        made = self._made.pop(rows, _Made())
         while len(self._made) >= _KEPT:
             self._made.pop(next(iter(self._made)))
         self._made[rows] = made
-        made += [train_parts(self._prepared, step, recipe=rows, seed=self._seed) for step in range(len(made), steps)]
-        return made[:steps]
+        return Steps(partial(self._parts, rows, made), range(steps))
+
+    def _parts(self, rows: Recipe, made: _Made, step: int) -> list[Batch]:
+        if step < len(made.batches):
+            return made.batches[step]
+        parts = train_parts(self._prepared, step, recipe=rows, seed=self._seed)
+        size = sum(tensor.nbytes for part in parts for tensor in part.values())
+        if step == len(made.batches) and made.held_bytes + size <= _KEPT_BYTES:
+            made.batches.append(parts)
+            made.held_bytes += size
+        return parts
 
 
 def largest(batches: Sequence[Sequence[Batch]]) -> int:

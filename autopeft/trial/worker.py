@@ -20,7 +20,7 @@ from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
-from autopeft.trial.batches import Batch, TrainBatches, largest
+from autopeft.trial.batches import Batch, Steps, TrainBatches, largest
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
 from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
@@ -141,7 +141,7 @@ class TrialWorker:
         for i, adapted, training in self._groups.train(
             units,
             base.resident,
-            [self._on_device(parts) for parts in batches],
+            Steps(lambda step: self._on_device(batches[step]), range(len(batches))),
             attach=lambda unit: self._attach(unit, base, batches[: unit.steps]),
             reusing=lambda adapted: self._reusing(adapted, base, longest),
         ):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from autopeft.records import Recipe
-from autopeft.trial.batches import collate, evaluation_batches, rows_by_length, train_parts
+from autopeft.trial import batches as batches_module
+from autopeft.trial.batches import TrainBatches, collate, evaluation_batches, rows_by_length, train_parts
 from autopeft.trial.prepared import Prepared, fingerprint
 
 
@@ -58,6 +59,21 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_a_batch_larger_than_the_data():
     batch = train_batch(make_prepared(n=3), 0, rows=8, seed=0)
     assert sorted(Counter(rows_of(batch)).values()) == [2, 3, 3]
+
+
+def test_batches_are_made_once_until_there_is_no_room(monkeypatch):
+    prepared, made = make_prepared(), []
+    real = batches_module.train_parts
+    monkeypatch.setattr(batches_module, "train_parts", lambda *a, **k: made.append(a[1]) or real(*a, **k))
+    (one,) = real(prepared, 0, recipe=Recipe(0.0, batch_size=10), seed=1)  # every step has all ten rows
+    monkeypatch.setattr(batches_module, "_KEPT_BYTES", 3 * sum(tensor.nbytes for tensor in one.values()))
+    kept = TrainBatches(prepared, seed=1)
+    recipe = Recipe(0.5, batch_size=10)
+    for _ in range(2):
+        read = [rows_of(part) for (part,) in kept.first(5, recipe)]
+        assert read == [rows_of(train_batch(prepared, step, rows=10, seed=1)) for step in range(5)]
+    assert made == [0, 1, 2, 3, 4, 3, 4]
+    assert [rows_of(part) for (part,) in kept.first(5, recipe)[1:3]] == read[1:3]
 
 
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 8), (8, 8), (5, 10)])
