@@ -9,7 +9,7 @@ A step is forward, backward, clipping and fused AdamW. Figures are the least of 
 on CUDA in wall seconds after the device is done. Candidates: `lora` draws rank and targets for each, `equal` gives all
 rank 8 on all linears, `mixed` cycles through eight methods.
 
-    python benchmarks/packing.py --models stories260k llama25m
+    python benchmarks/together.py --models stories260k llama25m
 """
 
 from __future__ import annotations
@@ -161,12 +161,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=8192, help="most tokens of all candidates of a step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "packing.csv")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "together.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for model in args.models:
-        with tempfile.TemporaryDirectory(prefix="packing-") as folder:
+        with tempfile.TemporaryDirectory(prefix="together-") as folder:
             if reason := SUBJECTS[model].make(Path(folder)):
                 print(f"{model}: skipped: {reason}")
                 continue
