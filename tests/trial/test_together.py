@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import TOKENS
+from architectures import ARCHITECTURES
+from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 from safetensors.torch import load_file
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
@@ -18,6 +19,7 @@ from autopeft.methods import METHODS
 from autopeft.problem import unfit
 from autopeft.records import BaseFormat, Candidate
 from autopeft.trial.batches import train_parts
+from autopeft.trial.model import ModelSource
 from autopeft.trial.reading import read_anatomy
 from autopeft.trial.together import choice, groups
 from autopeft.trial.together.choice import choose_size
@@ -150,6 +152,39 @@ def test_every_method_trains_beside_lora_as_it_does_alone(family, setting, worke
         found, saved = outcomes(worker, [beside, unit], together=True)
         assert not caplog.records, f"{name}: {caplog.records[-1].getMessage()}"
         assert_equal(alone, (found[1:], saved[1:]), tolerance=1e-5)
+
+
+DRAWS, CALLED, DIFFERS = "draws random numbers", "called with something else", "computes something else"
+_XLNET, _DEBERTA = (ARCHITECTURES[name].config for name in ("xlnet, no linears in attention", "deberta-v2"))
+LAYOUTS = {  # a configuration, what is changed in it, and why it is refused
+    "llama": (CONFIGS["llama"](), {"attention_dropout": 0.1}, ""),
+    "opt": (ARCHITECTURES["opt"].config, {}, ""),  # with rows of tokens
+    # Its rows are places of the text, and those of the batch come second.
+    "xlnet": (_XLNET, {}, DRAWS),
+    "xlnet, without dropout": (_XLNET, {"dropout": 0.0, "summary_last_dropout": 0.0}, CALLED),
+    "xlnet, as many places as rows": (_XLNET, {"dropout": 0.0, "summary_last_dropout": 0.0}, DIFFERS),
+    # All rows have one relative position in common, and what is dropped of it.
+    "deberta-v2": (_DEBERTA, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, DRAWS),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_models_of_all_layouts_are_trained_as_alone(name, tmp_path, all_together, caplog):
+    (config, changes, refusal), task = LAYOUTS[name], "causal-lm" if name in ("llama", "opt") else "text-classification"
+    torch.manual_seed(7)
+    model = AUTO_CLASSES[task].from_config(type(config).from_dict({**config.to_dict(), **changes}))
+    (model if task == "causal-lm" else model.base_model).save_pretrained(tmp_path / "model")
+    source = ModelSource(str(tmp_path / "model"), task, LABELS if task == "text-classification" else ())
+    anatomy = read_anatomy(source).on_data(TOKENS)
+    worker = make_worker(make_run_dir(tmp_path, task), source, anatomy)
+    cut = {"max_length": 8} if "as many" in name else {}  # two candidates of 4 rows
+    units = [unit_of(anatomy, MIXED[i], i, steps=4, **cut) for i in (0, 6)]
+    alone = outcomes(worker, units, together=False)
+    with caplog.at_level(logging.INFO, "autopeft"):
+        together = outcomes(worker, units, together=True)
+    assert_equal(alone, together, tolerance=1e-5)
+    assert len(caplog.messages) == bool(refusal), caplog.messages
+    assert refusal in "".join(caplog.messages)
 
 
 def test_one_that_diverges_fails_as_alone_and_touches_no_other(setting, workers, all_together):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from autopeft.recipe import CUSTOMARY
 from autopeft.records import BaseFormat, Recipe, WorkUnit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import Batch, largest
+from autopeft.trial.together.check import is_as_alone
 from autopeft.trial.together.choice import choose_size
 from autopeft.trial.together.group import computes_loss
 from autopeft.trial.together.lifted import Bare
@@ -35,6 +37,7 @@ class Groups:
         self._task, self._device = task, device
         self._sizes: dict[Kind, int] = {}
         self._final: set[Kind] = set()  # of which more were tried, and do not pay
+        self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
         """Give the first unit and those that can be trained with it, no more than pay."""
@@ -87,6 +90,12 @@ class Groups:
                 self._final.add(kind)
         if (size := self._sizes[kind]) == 1:
             return
+        if kind not in self._checked:
+            if not is_as_alone(bare, trainees[:size], batches[0], task=self._task, device=self._device):
+                logging.getLogger(__name__).info("together: this model computes something else for several at once")
+                self.limit(units, 1)
+                return
+            self._checked.add(kind)
         trainings = train_together(
             bare, trainees[:size], parts_at=lambda step: batches[step], task=self._task, device=self._device
         )
