@@ -86,6 +86,17 @@ class Learner:
         self._allocate = allocation(adapted, steps=steps)
         self.losses: list[float] = []
 
+    def align(self) -> None:
+        """Lay what the optimiser keeps as the parameters lie now: its kernels go through both as raw memory."""
+        for parameter, state in self.optimizer.state.items():
+            for name, kept in state.items():
+                if (
+                    isinstance(kept, torch.Tensor)
+                    and kept.shape == parameter.shape
+                    and kept.stride() != parameter.stride()
+                ):
+                    state[name] = torch.empty_like(parameter, dtype=kept.dtype).copy_(kept)
+
     def autocast(self) -> torch.autocast:
         """Give the context in which the base computes."""
         dtype = self.half or torch.bfloat16

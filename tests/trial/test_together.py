@@ -123,6 +123,17 @@ def test_a_mixed_group_of_many_ends_equals_separate_trainings(family, which, set
     assert_equal(alone, together)
 
 
+def test_a_step_alone_before_the_first_together_is_built_upon(setting, workers, all_together):
+    # The only step of one is measured, so all take the first alone, before B is turned.
+    units = [
+        unit_of(setting["llama"][2], {"method": "lora", "lora.rank": 4 + i}, i, steps=steps)
+        for i, steps in enumerate((1, 6, 6))
+    ]
+    alone = outcomes(workers["llama"], units, together=False)
+    workers["llama"].run_together(units)  # it is checked once what a group computes, which turns B beforehand
+    assert_equal(alone, outcomes(workers["llama"], units, together=True))
+
+
 def test_accumulated_gradients_of_a_group_equal_separate_ones(setting, workers, all_together):
     units = [unit_of(setting["t5"][2], v, i, steps=3, gradient_accumulation_steps=3) for i, v in enumerate(MIXED)]
     alone = outcomes(workers["t5"], units, together=False)

@@ -131,6 +131,8 @@ def _steps_together(
     start = time.monotonic()
     try:
         with group_of(bare, some, task=task, device=device) as group:
+            for trainee in some:
+                trainee.learner.align()
             for step in steps:
                 totals = backward(group, some, parts_at(step))
                 for i, loss in zip(left, totals, strict=True):
