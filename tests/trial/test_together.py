@@ -280,21 +280,26 @@ def test_what_cannot_be_trained_with_others_is_trained_alone(setting, workers, a
     assert_equal(alone, outcomes(workers["llama"], units, together=True))
 
 
-def test_a_group_that_fails_is_trained_one_by_one(setting, workers, all_together, caplog, monkeypatch):
+def test_a_group_that_fails_is_trained_one_by_one(setting, all_together, caplog, monkeypatch):
+    worker = make_worker(*setting["bert"])
     units = [unit_of(setting["bert"][2], values, i, steps=3) for i, values in enumerate(MIXED[:3])]
     broken = replace(units[1], plan=replace(units[1].plan, adapter_params=units[1].plan.adapter_params + 1))
-    alone = outcomes(workers["bert"], [units[0], broken, units[2]], together=False)
+    alone = outcomes(worker, [units[0], broken, units[2]], together=False)
     assert isinstance(alone[0][1], TrialError)
-    assert_equal(alone, outcomes(workers["bert"], [units[0], broken, units[2]], together=True))
+    assert_equal(alone, outcomes(worker, [units[0], broken, units[2]], together=True))
     assert "trained one by one: the adapter trains" in caplog.messages[-1]
     # A base that draws a number for all rows at once.
-    model = workers["bert"]._bases.get(BaseFormat(32)).resident.model
-    alone = outcomes(workers["bert"], units, together=False)
+    model = worker._bases.get(BaseFormat(32)).resident.model
+    alone = outcomes(worker, units, together=False)
     original = type(model.bert.pooler).forward
     monkeypatch.setattr(type(model.bert.pooler), "forward", lambda self, x: original(self, x + 0 * torch.rand(())))
-    together = outcomes(workers["bert"], units, together=True)
+    together = outcomes(worker, units, together=True)
     assert "one by one: together: the base draws random numbers for several candidates" in caplog.messages[-1]
     assert [type(result) for result in together[0]] == [type(result) for result in alone[0]]
+    # It will again, so it is not tried again.
+    told = len(caplog.messages)
+    worker.run_together(units)
+    assert len(caplog.messages) == told
 
 
 def test_a_group_that_is_too_large_for_memory_is_halved(setting, all_together, monkeypatch):
@@ -344,6 +349,37 @@ def test_as_many_are_trained_together_as_pay(together, size, setting, workers, m
     chosen, gains = choose_size(bare, trainees, parts, task="causal-lm", device="cpu", reusing=None)
     assert chosen == size
     assert gains == {1: 1.0, **{n: n / seconds for n, seconds in together.items() if n in gains}}
+
+
+def test_memory_that_runs_out_ends_the_trying_at_the_best_that_was_timed(setting, workers, monkeypatch):
+    units = [unit_of(setting["llama"][2], MIXED[4], i, steps=2) for i in range(8)]
+    bare, trainees, parts = make_group(workers["llama"], units)
+
+    def seconds(bare, some, *_):
+        if len(some) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    monkeypatch.setattr(choice, "_seconds_alone", lambda *_: 1.0)
+    monkeypatch.setattr(choice, "_seconds_together", seconds)
+    found = choose_size(bare, trainees, parts, task="causal-lm", device="cpu", reusing=None)
+    assert found == (4, {1: 1.0, 2: 2.0, 4: 4.0, 8: 0.0})
+
+
+def test_memory_that_runs_out_before_anything_is_timed_fixes_no_number(setting, monkeypatch):
+    worker, tried = make_worker(*setting["llama"]), []
+
+    def choose_size(bare, trainees, *_, **__):
+        tried.append(len(trainees))
+        if len(trainees) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2, {1: 1.0, 2: 2.0, 4: 1.5}
+
+    monkeypatch.setattr(groups, "choose_size", choose_size)
+    units = [unit_of(setting["llama"][2], MIXED[4], i, steps=1) for i in range(8)]
+    for _ in range(2):
+        assert not any(isinstance(result, Exception) for result in worker.run_together(units))
+    assert tried == [8, 4]
 
 
 def test_more_are_tried_when_there_are_more(setting, monkeypatch):

@@ -36,6 +36,7 @@ class Groups:
     def __init__(self, *, task: Task, device: str) -> None:
         self._task, self._device = task, device
         self._sizes: dict[Kind, int] = {}
+        self._most: dict[Kind, int] = {}  # that memory may hold, where even the trial was too large
         self._final: set[Kind] = set()  # of which more were tried, and do not pay
         self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
@@ -45,13 +46,21 @@ class Groups:
         if (kind := _kind(units[first])) is None:
             return {first: units[first]}
         alike = [i for i, unit in units.items() if _kind(unit) == kind]
-        return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else MOST]}
+        return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
         """Train no more than so many like these together from now on."""
         if (kind := _kind(next(iter(units.values())))) is not None:
             self._sizes[kind] = size
             self._final.add(kind)
+
+    def halve(self, units: Mapping[int, WorkUnit]) -> None:
+        """Train half as many like these together, or try half as many, for memory did not hold them."""
+        kind = _kind(next(iter(units.values())))
+        if kind in self._sizes:
+            self.limit(units, max(1, min(self._sizes[kind], len(units)) // 2))
+        elif kind is not None:
+            self._most[kind] = len(units) // 2
 
     def train(
         self,
