@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from small_run import make_run_dir, make_unit, make_worker, pretrained
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.methods import METHODS
 from autopeft.problem import unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.batches import train_parts
 from autopeft.trial.model import ModelSource
 from autopeft.trial.reading import read_anatomy
@@ -157,7 +157,7 @@ def test_every_method_trains_beside_lora_as_it_does_alone(family, setting, worke
         if unfit(Candidate(values), anatomy):
             continue
         unit = unit_of(anatomy, values, i, steps=2)
-        if why_alone(unit.plan):
+        if why_alone(unit.plan, device="cpu"):
             continue
         alone = outcomes(worker, [unit], together=False)
         found, saved = outcomes(worker, [beside, unit], together=True)
@@ -280,6 +280,12 @@ def test_what_cannot_be_trained_with_others_is_trained_alone(setting, workers, a
     assert_equal(alone, outcomes(workers["llama"], units, together=True))
 
 
+@pytest.mark.parametrize(("bits", "device", "alone"), [(8, "cuda", True), (8, "cpu", False), (4, "cuda", False)])
+def test_outliers_of_8_bits_on_cuda_are_those_of_all_rows(bits, device, alone, setting):
+    unit = unit_of(setting["llama"][2], {**MIXED[0], "bits": bits}, 0, steps=1)
+    assert bool(why_alone(unit.plan, device=device)) == alone
+
+
 def test_a_group_that_fails_is_trained_one_by_one(setting, all_together, caplog, monkeypatch):
     worker = make_worker(*setting["bert"])
     units = [unit_of(setting["bert"][2], values, i, steps=3) for i, values in enumerate(MIXED[:3])]
@@ -397,14 +403,36 @@ def test_more_are_tried_when_there_are_more(setting, monkeypatch):
 
 
 def test_trying_what_pays_changes_no_result(setting, monkeypatch):
-    monkeypatch.setattr(choice, "PAYS", 0.0)
+    tried = []
+
+    def all_of(bare, trainees, *arguments, **options):
+        tried.append(choose_size(bare, trainees, *arguments, **options)[1])
+        return len(trainees), tried[-1]
+
+    monkeypatch.setattr(groups, "choose_size", all_of)
+    monkeypatch.setattr(choice, "WORSE", 0.0)
+    monkeypatch.setattr(groups, "is_stacked", lambda plan: False)
     units = [unit_of(setting["bert"][2], values, i, steps=5) for i, values in enumerate(MIXED[:4])]
     worker = make_worker(*setting["bert"])
     alone = outcomes(worker, units, together=False)
     assert_equal(alone, outcomes(worker, units, together=True))
+    assert [list(gains) for gains in tried] == [[1, 2, 4]]
 
 
-def test_data_of_the_first_step_is_the_same_for_all(setting, workers):
-    recipes = [unit_of(setting["llama"][2], v, i, steps=1).plan.recipe for i, v in enumerate(MIXED)]
-    parts = [train_parts(workers["llama"]._data, 0, recipe=recipe, seed=0) for recipe in recipes]
-    assert all(torch.equal(parts[0][0]["input_ids"], other[0]["input_ids"]) for other in parts)
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_candidates_of_one_kind_have_the_same_data(field, setting, workers):
+    worker, unit = workers["llama"], unit_of(setting["llama"][2], MIXED[0], 0, steps=2)
+    now = getattr(unit.plan.recipe, field)
+    changed = {"optimizer": "adafactor", "lr_scheduler": "cosine", "max_length": 6}
+    if field not in changed:
+        changed[field] = not now if isinstance(now, bool) else now + 1
+    other = replace(unit.plan.recipe, **{field: changed[field]})
+    if worker._groups._kind(unit) != worker._groups._kind(replace(unit, plan=replace(unit.plan, recipe=other))):
+        return
+    first, second = (
+        [p for s in (0, 1) for p in train_parts(worker._data, s, recipe=r, seed=0)] for r in (unit.plan.recipe, other)
+    )
+    assert len(first) == len(second)
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)

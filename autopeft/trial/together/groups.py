@@ -43,20 +43,20 @@ class Groups:
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
         """Give the first unit and those that can be trained with it, no more than pay."""
         first = next(iter(units))
-        if (kind := _kind(units[first])) is None:
+        if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
-        alike = [i for i, unit in units.items() if _kind(unit) == kind]
+        alike = [i for i, unit in units.items() if self._kind(unit) == kind]
         return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
         """Train no more than so many like these together from now on."""
-        if (kind := _kind(next(iter(units.values())))) is not None:
+        if (kind := self._kind(next(iter(units.values())))) is not None:
             self._sizes[kind] = size
             self._final.add(kind)
 
     def halve(self, units: Mapping[int, WorkUnit]) -> None:
         """Train half as many like these together, or try half as many, for memory did not hold them."""
-        kind = _kind(next(iter(units.values())))
+        kind = self._kind(next(iter(units.values())))
         if kind in self._sizes:
             self.limit(units, max(1, min(self._sizes[kind], len(units)) // 2))
         elif kind is not None:
@@ -85,7 +85,7 @@ class Groups:
         Raises:
             TrialError: If they cannot be trained together after all.
         """
-        kind = _kind(next(iter(units.values())))
+        kind = self._kind(next(iter(units.values())))
         assert kind is not None
         bare = Bare(resident.model)
         if kind not in self._sizes and not computes_loss(bare.model, batches[0][0], self._task):
@@ -131,12 +131,11 @@ class Groups:
         stream, measured = Stream(unit.seed, self._device), largest(batches[: unit.steps])
         return Trainee(unit.plan, lifted, learner, stream, unit.steps, measured_step=measured)
 
-
-def _kind(unit: WorkUnit) -> Kind | None:
-    """Give what must be equal for candidates to be trained together; None for one that cannot be."""
-    assert unit.plan is not None
-    if not unit.steps or why_alone(unit.plan):
-        return None
-    recipe = unit.plan.recipe
-    rows = replace(CUSTOMARY, **{name: getattr(recipe, name) for name in _SHARED})
-    return unit.plan.base, rows, is_stacked(unit.plan)
+    def _kind(self, unit: WorkUnit) -> Kind | None:
+        """Give what must be equal for candidates to be trained together; None for one that cannot be."""
+        assert unit.plan is not None
+        if not unit.steps or why_alone(unit.plan, device=self._device):
+            return None
+        recipe = unit.plan.recipe
+        rows = replace(CUSTOMARY, **{name: getattr(recipe, name) for name in _SHARED})
+        return unit.plan.base, rows, is_stacked(unit.plan)
