@@ -67,6 +67,9 @@ class Learner:
     Args:
         adapted: A PEFT model whose trained parameters require gradients.
         steps: All of its training.
+
+    Attributes:
+        half: The type of 16 bits that the base computes in; None in fp32.
     """
 
     def __init__(self, adapted: Any, *, steps: int, recipe: Recipe, device: str) -> None:
@@ -74,19 +77,30 @@ class Learner:
         self.trained = [p for p in adapted.parameters() if p.requires_grad]
         self._kept_types = [p.dtype for p in self.trained]
         # Half-precision parameters (norms, heads) are trained in fp32, as the adapters are; the base computes as it is.
-        self._half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+        self.half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
         for parameter in self.trained:
             parameter.data = parameter.data.float()
         self.optimizer = make_optimizer(recipe, self.trained)
         # fp16 has no room for small gradients (arXiv:1710.03740); with any other type the scaler does nothing.
-        self._scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self._half is torch.float16)
+        self._scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.half is torch.float16)
         self._allocate = allocation(adapted, steps=steps)
         self.losses: list[float] = []
 
+    def align(self) -> None:
+        """Lay what the optimiser keeps as the parameters lie now: its kernels go through both as raw memory."""
+        for parameter, state in self.optimizer.state.items():
+            for name, kept in state.items():
+                if (
+                    isinstance(kept, torch.Tensor)
+                    and kept.shape == parameter.shape
+                    and kept.stride() != parameter.stride()
+                ):
+                    state[name] = torch.empty_like(parameter, dtype=kept.dtype).copy_(kept)
+
     def autocast(self) -> torch.autocast:
         """Give the context in which the base computes."""
-        dtype = self._half or torch.bfloat16
-        return torch.autocast(torch.device(self._device).type, dtype=dtype, enabled=self._half is not None)
+        dtype = self.half or torch.bfloat16
+        return torch.autocast(torch.device(self._device).type, dtype=dtype, enabled=self.half is not None)
 
     def scaled(self, loss: torch.Tensor, share: float) -> torch.Tensor:
         """Give what gradients are taken of, for a part of a batch."""

@@ -127,7 +127,9 @@ class TrialWorker:
         except Exception as error:  # noqa: BLE001 - whose fault it is, is seen when each is trained alone
             logging.getLogger(__name__).warning("candidates are trained one by one: %s", error)
             if ran_out_of_memory(error):
-                self._groups.limit(units, len(units) // 2)
+                self._groups.halve(units)
+            elif isinstance(error, TrialError) and str(error).startswith("together:"):
+                self._groups.limit(units, 1)  # it is the model's doing, or the method's, and will be again
         self._free()
         return {}
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from families import TOKENS
+from architectures import ARCHITECTURES
+from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 from safetensors.torch import load_file
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.methods import METHODS
 from autopeft.problem import unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.batches import train_parts
+from autopeft.trial.model import ModelSource
 from autopeft.trial.reading import read_anatomy
 from autopeft.trial.together import choice, groups
 from autopeft.trial.together.choice import choose_size
@@ -121,6 +123,17 @@ def test_a_mixed_group_of_many_ends_equals_separate_trainings(family, which, set
     assert_equal(alone, together)
 
 
+def test_a_step_alone_before_the_first_together_is_built_upon(setting, workers, all_together):
+    # The only step of one is measured, so all take the first alone, before B is turned.
+    units = [
+        unit_of(setting["llama"][2], {"method": "lora", "lora.rank": 4 + i}, i, steps=steps)
+        for i, steps in enumerate((1, 6, 6))
+    ]
+    alone = outcomes(workers["llama"], units, together=False)
+    workers["llama"].run_together(units)  # it is checked once what a group computes, which turns B beforehand
+    assert_equal(alone, outcomes(workers["llama"], units, together=True))
+
+
 def test_accumulated_gradients_of_a_group_equal_separate_ones(setting, workers, all_together):
     units = [unit_of(setting["t5"][2], v, i, steps=3, gradient_accumulation_steps=3) for i, v in enumerate(MIXED)]
     alone = outcomes(workers["t5"], units, together=False)
@@ -144,12 +157,45 @@ def test_every_method_trains_beside_lora_as_it_does_alone(family, setting, worke
         if unfit(Candidate(values), anatomy):
             continue
         unit = unit_of(anatomy, values, i, steps=2)
-        if why_alone(unit.plan):
+        if why_alone(unit.plan, device="cpu"):
             continue
         alone = outcomes(worker, [unit], together=False)
         found, saved = outcomes(worker, [beside, unit], together=True)
         assert not caplog.records, f"{name}: {caplog.records[-1].getMessage()}"
         assert_equal(alone, (found[1:], saved[1:]), tolerance=1e-5)
+
+
+DRAWS, CALLED, DIFFERS = "draws random numbers", "called with something else", "computes something else"
+_XLNET, _DEBERTA = (ARCHITECTURES[name].config for name in ("xlnet, no linears in attention", "deberta-v2"))
+LAYOUTS = {  # a configuration, what is changed in it, and why it is refused
+    "llama": (CONFIGS["llama"](), {"attention_dropout": 0.1}, ""),
+    "opt": (ARCHITECTURES["opt"].config, {}, ""),  # with rows of tokens
+    # Its rows are places of the text, and those of the batch come second.
+    "xlnet": (_XLNET, {}, DRAWS),
+    "xlnet, without dropout": (_XLNET, {"dropout": 0.0, "summary_last_dropout": 0.0}, CALLED),
+    "xlnet, as many places as rows": (_XLNET, {"dropout": 0.0, "summary_last_dropout": 0.0}, DIFFERS),
+    # All rows have one relative position in common, and what is dropped of it.
+    "deberta-v2": (_DEBERTA, {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, DRAWS),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_models_of_all_layouts_are_trained_as_alone(name, tmp_path, all_together, caplog):
+    (config, changes, refusal), task = LAYOUTS[name], "causal-lm" if name in ("llama", "opt") else "text-classification"
+    torch.manual_seed(7)
+    model = AUTO_CLASSES[task].from_config(type(config).from_dict({**config.to_dict(), **changes}))
+    (model if task == "causal-lm" else model.base_model).save_pretrained(tmp_path / "model")
+    source = ModelSource(str(tmp_path / "model"), task, LABELS if task == "text-classification" else ())
+    anatomy = read_anatomy(source).on_data(TOKENS)
+    worker = make_worker(make_run_dir(tmp_path, task), source, anatomy)
+    cut = {"max_length": 8} if "as many" in name else {}  # two candidates of 4 rows
+    units = [unit_of(anatomy, MIXED[i], i, steps=4, **cut) for i in (0, 6)]
+    alone = outcomes(worker, units, together=False)
+    with caplog.at_level(logging.INFO, "autopeft"):
+        together = outcomes(worker, units, together=True)
+    assert_equal(alone, together, tolerance=1e-5)
+    assert len(caplog.messages) == bool(refusal), caplog.messages
+    assert refusal in "".join(caplog.messages)
 
 
 def test_one_that_diverges_fails_as_alone_and_touches_no_other(setting, workers, all_together):
@@ -234,21 +280,32 @@ def test_what_cannot_be_trained_with_others_is_trained_alone(setting, workers, a
     assert_equal(alone, outcomes(workers["llama"], units, together=True))
 
 
-def test_a_group_that_fails_is_trained_one_by_one(setting, workers, all_together, caplog, monkeypatch):
+@pytest.mark.parametrize(("bits", "device", "alone"), [(8, "cuda", True), (8, "cpu", False), (4, "cuda", False)])
+def test_outliers_of_8_bits_on_cuda_are_those_of_all_rows(bits, device, alone, setting):
+    unit = unit_of(setting["llama"][2], {**MIXED[0], "bits": bits}, 0, steps=1)
+    assert bool(why_alone(unit.plan, device=device)) == alone
+
+
+def test_a_group_that_fails_is_trained_one_by_one(setting, all_together, caplog, monkeypatch):
+    worker = make_worker(*setting["bert"])
     units = [unit_of(setting["bert"][2], values, i, steps=3) for i, values in enumerate(MIXED[:3])]
     broken = replace(units[1], plan=replace(units[1].plan, adapter_params=units[1].plan.adapter_params + 1))
-    alone = outcomes(workers["bert"], [units[0], broken, units[2]], together=False)
+    alone = outcomes(worker, [units[0], broken, units[2]], together=False)
     assert isinstance(alone[0][1], TrialError)
-    assert_equal(alone, outcomes(workers["bert"], [units[0], broken, units[2]], together=True))
+    assert_equal(alone, outcomes(worker, [units[0], broken, units[2]], together=True))
     assert "trained one by one: the adapter trains" in caplog.messages[-1]
     # A base that draws a number for all rows at once.
-    model = workers["bert"]._bases.get(BaseFormat(32)).resident.model
-    alone = outcomes(workers["bert"], units, together=False)
+    model = worker._bases.get(BaseFormat(32)).resident.model
+    alone = outcomes(worker, units, together=False)
     original = type(model.bert.pooler).forward
     monkeypatch.setattr(type(model.bert.pooler), "forward", lambda self, x: original(self, x + 0 * torch.rand(())))
-    together = outcomes(workers["bert"], units, together=True)
+    together = outcomes(worker, units, together=True)
     assert "one by one: together: the base draws random numbers for several candidates" in caplog.messages[-1]
     assert [type(result) for result in together[0]] == [type(result) for result in alone[0]]
+    # It will again, so it is not tried again.
+    told = len(caplog.messages)
+    worker.run_together(units)
+    assert len(caplog.messages) == told
 
 
 def test_a_group_that_is_too_large_for_memory_is_halved(setting, all_together, monkeypatch):
@@ -300,6 +357,37 @@ def test_as_many_are_trained_together_as_pay(together, size, setting, workers, m
     assert gains == {1: 1.0, **{n: n / seconds for n, seconds in together.items() if n in gains}}
 
 
+def test_memory_that_runs_out_ends_the_trying_at_the_best_that_was_timed(setting, workers, monkeypatch):
+    units = [unit_of(setting["llama"][2], MIXED[4], i, steps=2) for i in range(8)]
+    bare, trainees, parts = make_group(workers["llama"], units)
+
+    def seconds(bare, some, *_):
+        if len(some) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    monkeypatch.setattr(choice, "_seconds_alone", lambda *_: 1.0)
+    monkeypatch.setattr(choice, "_seconds_together", seconds)
+    found = choose_size(bare, trainees, parts, task="causal-lm", device="cpu", reusing=None)
+    assert found == (4, {1: 1.0, 2: 2.0, 4: 4.0, 8: 0.0})
+
+
+def test_memory_that_runs_out_before_anything_is_timed_fixes_no_number(setting, monkeypatch):
+    worker, tried = make_worker(*setting["llama"]), []
+
+    def choose_size(bare, trainees, *_, **__):
+        tried.append(len(trainees))
+        if len(trainees) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2, {1: 1.0, 2: 2.0, 4: 1.5}
+
+    monkeypatch.setattr(groups, "choose_size", choose_size)
+    units = [unit_of(setting["llama"][2], MIXED[4], i, steps=1) for i in range(8)]
+    for _ in range(2):
+        assert not any(isinstance(result, Exception) for result in worker.run_together(units))
+    assert tried == [8, 4]
+
+
 def test_more_are_tried_when_there_are_more(setting, monkeypatch):
     worker, tried = make_worker(*setting["llama"]), []
 
@@ -315,14 +403,36 @@ def test_more_are_tried_when_there_are_more(setting, monkeypatch):
 
 
 def test_trying_what_pays_changes_no_result(setting, monkeypatch):
-    monkeypatch.setattr(choice, "PAYS", 0.0)
+    tried = []
+
+    def all_of(bare, trainees, *arguments, **options):
+        tried.append(choose_size(bare, trainees, *arguments, **options)[1])
+        return len(trainees), tried[-1]
+
+    monkeypatch.setattr(groups, "choose_size", all_of)
+    monkeypatch.setattr(choice, "WORSE", 0.0)
+    monkeypatch.setattr(groups, "is_stacked", lambda plan: False)
     units = [unit_of(setting["bert"][2], values, i, steps=5) for i, values in enumerate(MIXED[:4])]
     worker = make_worker(*setting["bert"])
     alone = outcomes(worker, units, together=False)
     assert_equal(alone, outcomes(worker, units, together=True))
+    assert [list(gains) for gains in tried] == [[1, 2, 4]]
 
 
-def test_data_of_the_first_step_is_the_same_for_all(setting, workers):
-    recipes = [unit_of(setting["llama"][2], v, i, steps=1).plan.recipe for i, v in enumerate(MIXED)]
-    parts = [train_parts(workers["llama"]._data, 0, recipe=recipe, seed=0) for recipe in recipes]
-    assert all(torch.equal(parts[0][0]["input_ids"], other[0]["input_ids"]) for other in parts)
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_candidates_of_one_kind_have_the_same_data(field, setting, workers):
+    worker, unit = workers["llama"], unit_of(setting["llama"][2], MIXED[0], 0, steps=2)
+    now = getattr(unit.plan.recipe, field)
+    changed = {"optimizer": "adafactor", "lr_scheduler": "cosine", "max_length": 6}
+    if field not in changed:
+        changed[field] = not now if isinstance(now, bool) else now + 1
+    other = replace(unit.plan.recipe, **{field: changed[field]})
+    if worker._groups._kind(unit) != worker._groups._kind(replace(unit, plan=replace(unit.plan, recipe=other))):
+        return
+    first, second = (
+        [p for s in (0, 1) for p in train_parts(worker._data, s, recipe=r, seed=0)] for r in (unit.plan.recipe, other)
+    )
+    assert len(first) == len(second)
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from autopeft.anatomy import Task
+from autopeft.trial.memory import ran_out_of_memory
 from autopeft.trial.together.group import Batch
 from autopeft.trial.together.lifted import Bare
 from autopeft.trial.together.train import Trainee, backward, group_of
@@ -39,22 +41,32 @@ def choose_size(
         reusing: Given the model with an adapter on, the context in which it would be trained alone.
 
     Returns:
-        The best number, 1 if none pays; and number -> how many times faster it is than one after the other.
+        The best number, 1 if none pays; and number -> how many times faster it is than one after the other, 0 if memory
+        did not hold so many.
     """
     states = [trainee.stream.state for trainee in trainees]
     alone = 0.0
     gains = {1: 1.0}
     timed = 0
     while (size := 2 * max(gains)) <= len(trainees):
-        for trainee in trainees[timed:size]:
-            alone += _seconds_alone(bare, trainee, parts, device, reusing)
-        timed = size
-        gains[size] = alone / _seconds_together(bare, trainees[:size], parts, task, device)
+        try:
+            for trainee in trainees[timed:size]:
+                alone += _seconds_alone(bare, trainee, parts, device, reusing)
+            timed = size
+            gains[size] = alone / _seconds_together(bare, trainees[:size], parts, task, device)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            gains[size] = 0.0
         if gains[size] < WORSE * gains[size // 2]:
             break
     for trainee, state in zip(trainees, states, strict=True):
         trainee.stream.state = state
         trainee.learner.optimizer.zero_grad()
+    if not gains[max(gains)]:  # the frames of the error are gone now, and with them its tensors
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
     best = max(gains, key=gains.__getitem__)
     return (best if gains[best] > PAYS else 1), gains
 

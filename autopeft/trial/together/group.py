@@ -133,15 +133,21 @@ class Group:
         """Give each candidate's loss on the same rows.
 
         Raises:
-            TrialError: If the base draws random numbers in a way that candidates cannot be told apart by.
+            TrialError: If the rows of the candidates cannot be told apart, or what the base draws for each.
         """
         labels = part["labels"]
         inputs = inputs_of(self._model, part, self._task)
         inputs = {name: t.repeat(self._count, *[1] * (t.dim() - 1)) for name, t in inputs.items()}
         before = random_state(self._device)
+        # Some models, as OPT, make rows of the tokens for a while; `check` finds those with other rows of that number.
+        rows = self._count * len(labels)
+        sizes = rows, rows * part["input_ids"].shape[1]
+        for site in self._sites.values():
+            site.sizes = sizes
         if self._apart is None:
             logits = self._model(**inputs).logits
         else:
+            self._apart.sizes = sizes
             with self._apart:
                 logits = self._model(**inputs).logits
         if not same_state(before, random_state(self._device)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from autopeft.recipe import CUSTOMARY
 from autopeft.records import BaseFormat, Recipe, WorkUnit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import Batch, largest
+from autopeft.trial.together.check import is_as_alone
 from autopeft.trial.together.choice import choose_size
 from autopeft.trial.together.group import computes_loss
 from autopeft.trial.together.lifted import Bare
@@ -34,21 +36,31 @@ class Groups:
     def __init__(self, *, task: Task, device: str) -> None:
         self._task, self._device = task, device
         self._sizes: dict[Kind, int] = {}
+        self._most: dict[Kind, int] = {}  # that memory may hold, where even the trial was too large
         self._final: set[Kind] = set()  # of which more were tried, and do not pay
+        self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
         """Give the first unit and those that can be trained with it, no more than pay."""
         first = next(iter(units))
-        if (kind := _kind(units[first])) is None:
+        if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
-        alike = [i for i, unit in units.items() if _kind(unit) == kind]
-        return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else MOST]}
+        alike = [i for i, unit in units.items() if self._kind(unit) == kind]
+        return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
         """Train no more than so many like these together from now on."""
-        if (kind := _kind(next(iter(units.values())))) is not None:
+        if (kind := self._kind(next(iter(units.values())))) is not None:
             self._sizes[kind] = size
             self._final.add(kind)
+
+    def halve(self, units: Mapping[int, WorkUnit]) -> None:
+        """Train half as many like these together, or try half as many, for memory did not hold them."""
+        kind = self._kind(next(iter(units.values())))
+        if kind in self._sizes:
+            self.limit(units, max(1, min(self._sizes[kind], len(units)) // 2))
+        elif kind is not None:
+            self._most[kind] = len(units) // 2
 
     def train(
         self,
@@ -73,7 +85,7 @@ class Groups:
         Raises:
             TrialError: If they cannot be trained together after all.
         """
-        kind = _kind(next(iter(units.values())))
+        kind = self._kind(next(iter(units.values())))
         assert kind is not None
         bare = Bare(resident.model)
         if kind not in self._sizes and not computes_loss(bare.model, batches[0][0], self._task):
@@ -87,6 +99,12 @@ class Groups:
                 self._final.add(kind)
         if (size := self._sizes[kind]) == 1:
             return
+        if kind not in self._checked:
+            if not is_as_alone(bare, trainees[:size], batches[0], task=self._task, device=self._device):
+                logging.getLogger(__name__).info("together: this model computes something else for several at once")
+                self.limit(units, 1)
+                return
+            self._checked.add(kind)
         trainings = train_together(
             bare, trainees[:size], parts_at=lambda step: batches[step], task=self._task, device=self._device
         )
@@ -113,12 +131,11 @@ class Groups:
         stream, measured = Stream(unit.seed, self._device), largest(batches[: unit.steps])
         return Trainee(unit.plan, lifted, learner, stream, unit.steps, measured_step=measured)
 
-
-def _kind(unit: WorkUnit) -> Kind | None:
-    """Give what must be equal for candidates to be trained together; None for one that cannot be."""
-    assert unit.plan is not None
-    if not unit.steps or why_alone(unit.plan):
-        return None
-    recipe = unit.plan.recipe
-    rows = replace(CUSTOMARY, **{name: getattr(recipe, name) for name in _SHARED})
-    return unit.plan.base, rows, is_stacked(unit.plan)
+    def _kind(self, unit: WorkUnit) -> Kind | None:
+        """Give what must be equal for candidates to be trained together; None for one that cannot be."""
+        assert unit.plan is not None
+        if not unit.steps or why_alone(unit.plan, device=self._device):
+            return None
+        recipe = unit.plan.recipe
+        rows = replace(CUSTOMARY, **{name: getattr(recipe, name) for name in _SHARED})
+        return unit.plan.base, rows, is_stacked(unit.plan)

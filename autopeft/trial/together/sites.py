@@ -197,6 +197,7 @@ class Site(nn.Module):
         self.base, self.products = base, products
         self._modules |= {f"own_{i}": one.module for i, one in own.items()}
         self._own, self._count = own, count
+        self.sizes: tuple[int, ...] = ()  # how many rows all candidates may have, on the batch at hand
 
     def __getattr__(self, name: str) -> Any:
         # Models ask their linears for the type of the weight.
@@ -211,7 +212,7 @@ class Site(nn.Module):
         Raises:
             TrialError: If the rows of the candidates cannot be told apart here.
         """
-        if args or kwargs or x.shape[0] % self._count:
+        if args or kwargs or x.shape[0] not in self.sizes:
             raise TrialError("together: a module is called with something else than the rows of all candidates")
         output = self._outputs(x) if self._own else self.base(x)
         return output if self.products is None else self.products.added_to(output, x)

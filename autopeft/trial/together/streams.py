@@ -66,6 +66,7 @@ class DrawApart(TorchFunctionMode):
     def __init__(self, streams: Sequence[Stream]) -> None:
         super().__init__()
         self._streams = streams
+        self.sizes: tuple[int, ...] = ()  # how many rows all candidates may have, on the batch at hand
 
     def __torch_function__(
         self,
@@ -78,12 +79,14 @@ class DrawApart(TorchFunctionMode):
         given = dict(kwargs or {})
         if not _draws(func, args, given) or any(stream.entered for stream in self._streams):
             return func(*args, **given)
-        rows = args[0].shape[0]
-        if rows % len(self._streams):
-            raise TrialError("together: the base draws one random number for the rows of several candidates")
+        shape = args[0].shape
+        if shape[0] not in self.sizes:
+            raise TrialError(
+                "together: the base draws random numbers for something else than the rows of all candidates"
+            )
 
         def share(value: Any, i: int) -> Any:
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == rows:
+            if isinstance(value, torch.Tensor) and value.dim() == len(shape) and value.shape[0] == shape[0]:
                 return value.chunk(len(self._streams))[i]
             return value
 

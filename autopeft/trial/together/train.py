@@ -57,7 +57,7 @@ def is_stacked(plan: AdapterPlan) -> bool:
     )
 
 
-def why_alone(plan: AdapterPlan) -> str:
+def why_alone(plan: AdapterPlan, *, device: str) -> str:
     """Say why a candidate cannot be trained together with others; "" if it can."""
     for config in plan.configs:
         kind = config.get("peft_type", config.get("adapter_type"))
@@ -73,6 +73,8 @@ def why_alone(plan: AdapterPlan) -> str:
         return "it leaves nothing frozen to share"
     if rewrites_base(plan) or plan.config.get("bias", "none") != "none":
         return "it changes parameters of the base while it is trained"
+    if plan.base.bits == 8 and device.startswith("cuda"):
+        return "bitsandbytes chooses the columns of outliers over the rows of all"
     if plan.recipe.gradient_checkpointing:
         return "layers that are computed again would draw other random numbers"
     return ""
@@ -131,6 +133,8 @@ def _steps_together(
     start = time.monotonic()
     try:
         with group_of(bare, some, task=task, device=device) as group:
+            for trainee in some:
+                trainee.learner.align()
             for step in steps:
                 totals = backward(group, some, parts_at(step))
                 for i, loss in zip(left, totals, strict=True):
