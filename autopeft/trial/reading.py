@@ -169,7 +169,7 @@ def _attentions(model: Any, layers: Mapping[tuple[str, int], int]) -> tuple[Atte
     # To make a mask some models look at numbers; others take none that is made.
     for masks in ({"attention_mask": torch.ones((1, 1, 2, 2), dtype=torch.bool, device="meta")}, {}):
         # Without numbers experts cannot be chosen either; what lies above them is alike.
-        with suppress(RuntimeError, TypeError, ValueError), torch.no_grad():
+        with suppress(RuntimeError, TypeError, ValueError, LookupError), torch.no_grad():
             model(input_ids=tokens, use_cache=False, **masks)
         if any(watch.shape for watch in watches.values()):
             break
