@@ -45,11 +45,6 @@ class Architecture:
             "layer_prefix" in parts and self.config.model_type in _OWN_ATTENTION
         )
 
-    @property
-    def trains_in_all(self) -> bool:
-        """Whether one step gives a gradient to everything: not to the weights of tokens that a batch does not route."""
-        return self.config.model_type not in ("longformer",)
-
 
 _OWN_ATTENTION = (
     *("gpt_neo", "gptj", "deberta-v2", "mpnet", "longformer", "funnel", "bart", "gemma2", "bloom", "falcon", "mpt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 import transformers
-from families import AUTO_CLASSES, CONFIGS, LABELS
+from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 
 from autopeft.anatomy import Anatomy
 from autopeft.problem import plan_of
 from autopeft.records import Candidate, Recipe, WorkUnit
 from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
+from autopeft.trial.reading import read_anatomy
 from autopeft.trial.worker import TrialWorker
 
 METRIC = {"text-classification": "accuracy", "causal-lm": "loss", "seq2seq-lm": "loss"}
@@ -92,3 +94,20 @@ def make_unit(anatomy: Anatomy, values: dict[str, Any], *, trial: int = 0, steps
     plan = plan_of(candidate, anatomy, recipe=Recipe(0.0, batch_size=4))
     fields = {"seed": 0, "plan": plan, "head_params": anatomy.head_params, **changes}
     return WorkUnit(trial=trial, candidate=candidate, steps=steps, **fields)
+
+
+def make_settings(
+    folder: Callable[[str], Path], tasks: Mapping[str, str]
+) -> dict[str, tuple[Path, ModelSource, Anatomy]]:
+    """Give what workers are made of: family -> (run directory, source, anatomy).
+
+    Args:
+        folder: Makes a new folder of a name.
+        tasks: Family -> task.
+    """
+    made = {}
+    for family, task in tasks.items():
+        source = pretrained(family, task, folder(family))
+        anatomy = read_anatomy(source).on_data(TOKENS)
+        made[family] = (make_run_dir(folder(f"run-{family}"), task), source, anatomy)
+    return made

@@ -31,6 +31,7 @@ from autopeft.trial.initial import (
     settle,
 )
 from autopeft.trial.model import ModelSource, load_base
+from autopeft.trial.modules import Parts
 from autopeft.trial.own import Bottleneck, Prefix
 from autopeft.trial.reading import head_of
 
@@ -144,22 +145,16 @@ class Resident:
 class _Loaded:
     """What a module of the base was made of when it was loaded; what wrapped a module in it is no longer its child."""
 
-    __slots__ = ("_children", "_config", "_hooks", "_module", "_parameters", "_pre_hooks", "_training")
+    __slots__ = ("_config", "_module", "_parts", "_training")
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._training, self._config = module, module.training, vars(module).get("config")
-        self._children, self._parameters = dict(module._modules), dict(module._parameters)
-        self._hooks, self._pre_hooks = set(module._forward_hooks), set(module._forward_pre_hooks)
+        self._parts = Parts.of(module)
 
     def put_back(self) -> None:
         """Make it of that again."""
         module = self._module
-        for now, was in ((module._modules, self._children), (module._parameters, self._parameters)):
-            now.clear()
-            now.update(was)  # type: ignore[arg-type]
-        for hooks, kept in ((module._forward_hooks, self._hooks), (module._forward_pre_hooks, self._pre_hooks)):
-            for handle in hooks.keys() - kept:
-                del hooks[handle]
+        self._parts.put_in(module)
         if vars(module).get("config") is not self._config:
             vars(module)["config"] = self._config
         if module.training != self._training:

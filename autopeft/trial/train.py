@@ -112,13 +112,17 @@ class Learner:
         Raises:
             TrialError: If the loss is not a number.
         """
+        self.update(self.backward(parts))
+
+    def backward(self, parts: Sequence[Batch]) -> float:
+        """Add the gradients of a batch; gives its loss."""
         total = 0.0
         for part, share in zip(parts, shares_of(parts), strict=True):
             with self.autocast():
                 loss = self.adapted(**part).loss
             self.scaled(loss, share).backward()
             total += (loss if share == 1.0 else loss * share).item()
-        self.update(total)
+        return total
 
     def update(self, loss: float, *, keep_gradients: bool = False) -> None:
         """Do what follows the backward pass of a step.

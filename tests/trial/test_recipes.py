@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import TOKENS, batch_of
-from small_run import make_data, make_run_dir, make_unit, make_worker, pretrained
+from families import batch_of
+from small_run import make_data, make_settings, make_unit, make_worker
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.execute.protocol import run_isolated
@@ -24,7 +24,6 @@ from autopeft.trial.batches import cut, rows_left_empty, train_parts
 from autopeft.trial.memory import ran_out_of_memory
 from autopeft.trial.model import load_base
 from autopeft.trial.packing import keeps_texts_apart, pack
-from autopeft.trial.reading import read_anatomy
 from autopeft.trial.train import make_optimizer, shares_of
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "gpt2": "causal-lm"}
@@ -39,15 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    made = {}
-    for family, task in TASKS.items():
-        source = pretrained(family, task, tmp_path_factory.mktemp(family))
-        made[family] = (
-            make_run_dir(tmp_path_factory.mktemp(f"run-{family}"), task),
-            source,
-            read_anatomy(source).on_data(TOKENS),
-        )
-    return made
+    return make_settings(tmp_path_factory.mktemp, TASKS)
 
 
 @pytest.fixture(scope="module")

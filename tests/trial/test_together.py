@@ -12,7 +12,7 @@ import torch
 from architectures import ARCHITECTURES
 from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 from safetensors.torch import load_file
-from small_run import make_run_dir, make_unit, make_worker, pretrained
+from small_run import make_run_dir, make_settings, make_unit, make_worker
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.methods import METHODS
@@ -54,13 +54,7 @@ NO_GRADIENT = re.compile(r"(key|k_proj|\.k)\.bias$")
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """Give what workers are made of: family -> (run directory, source, anatomy)."""
-    made = {}
-    for family, task in TASKS.items():
-        source = pretrained(family, task, tmp_path_factory.mktemp(family))
-        run_dir = make_run_dir(tmp_path_factory.mktemp(f"run-{family}"), task)
-        made[family] = (run_dir, source, read_anatomy(source).on_data(TOKENS))
-    return made
+    return make_settings(tmp_path_factory.mktemp, TASKS)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import TOKENS
-from small_run import make_run_dir, make_unit, make_worker, pretrained
+from small_run import make_run_dir, make_settings, make_unit, make_worker
 
 from autopeft.errors import DamagedRunError, OutOfMemoryTrialError, SourceError, TrialError
 from autopeft.execute.protocol import run_isolated
@@ -19,7 +18,6 @@ from autopeft.records import BaseFormat, Candidate
 from autopeft.trial import worker as worker_module
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.model import checksum, tensors_of
-from autopeft.trial.reading import read_anatomy
 
 TASKS = {"bert": "text-classification", "llama": "causal-lm", "t5": "seq2seq-lm"}
 METHOD_VALUES = {name: {"method": name} for name in METHODS}
@@ -30,13 +28,7 @@ POSSIBLE = [(family, name) for family, task in TASKS.items() for name in METHODS
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """Give what workers are made of: family -> (run directory, source, anatomy)."""
-    made = {}
-    for family, task in TASKS.items():
-        source = pretrained(family, task, tmp_path_factory.mktemp(family))
-        run_dir = make_run_dir(tmp_path_factory.mktemp(f"run-{family}"), task)
-        made[family] = (run_dir, source, read_anatomy(source).on_data(TOKENS))
-    return made
+    return make_settings(tmp_path_factory.mktemp, TASKS)
 
 
 def all_values(anatomy, bits=32):

@@ -64,11 +64,6 @@ class MemoryTrace:
     step: StepMemory
     seconds: float
 
-    @property
-    def static_bytes(self) -> int:
-        """What is held between two steps."""
-        return self.base_bytes + self.adapter_bytes + self.state_bytes
-
 
 def trace_peak(
     model_config: Any,

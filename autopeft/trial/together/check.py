@@ -12,7 +12,6 @@ from autopeft.trial.together.group import Batch
 from autopeft.trial.together.lifted import Bare
 from autopeft.trial.together.streams import Stream
 from autopeft.trial.together.train import Trainee, backward, group_of
-from autopeft.trial.train import shares_of
 
 _NOISE = 0.01
 """Added to what is trained: many an adapter does nothing at first, and candidates would all be alike."""
@@ -56,17 +55,12 @@ def is_as_alone(bare: Bare, trainees: Sequence[Trainee], parts: Sequence[Batch],
 
 
 def _alone(bare: Bare, trainee: Trainee, parts: Sequence[Batch]) -> tuple[float, Tensor]:
-    learner, total = trainee.learner, 0.0
+    learner = trainee.learner
     trainee.lifted.put_on(bare.model)
     learner.adapted.train()
     try:
         with trainee.stream:
-            for part, share in zip(parts, shares_of(parts), strict=True):
-                with learner.autocast():
-                    loss = learner.adapted(**part).loss
-                learner.scaled(loss, share).backward()
-                total += loss.item() * share
-        return total, _slopes(trainee)
+            return learner.backward(parts), _slopes(trainee)
     finally:
         learner.optimizer.zero_grad()
         bare.strip()

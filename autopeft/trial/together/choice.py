@@ -15,7 +15,6 @@ from autopeft.trial.memory import ran_out_of_memory
 from autopeft.trial.together.group import Batch
 from autopeft.trial.together.lifted import Bare
 from autopeft.trial.together.train import Trainee, backward, group_of
-from autopeft.trial.train import shares_of
 
 PAYS = 1.05
 """Times faster than one after the other that candidates together must be; below, each is trained alone."""
@@ -81,11 +80,7 @@ def _seconds_alone(
     learner = trainee.learner
 
     def once() -> None:
-        for part, share in zip(parts, shares_of(parts), strict=True):
-            with learner.autocast():
-                loss = learner.adapted(**part).loss
-            learner.scaled(loss, share).backward()
-            loss.item()
+        learner.backward(parts)
         learner.optimizer.zero_grad()
 
     trainee.lifted.put_on(bare.model)

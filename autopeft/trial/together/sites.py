@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from autopeft.errors import TrialError
+from autopeft.trial.modules import Parts
 from autopeft.trial.reading import linear_shape
-from autopeft.trial.together.lifted import Parts
 from autopeft.trial.together.streams import Stream, same_state
 
 _ADAPTER = "default"  # PEFT's name for an adapter that is given none
