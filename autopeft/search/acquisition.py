@@ -16,62 +16,84 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfcx, log_ndtr, ndtr
 
+from autopeft.pareto import on_front
+
 Array = NDArray[np.float64]
 
 _CHUNK = 2_000_000
 """Numbers held at once for one objective: candidates times boxes."""
 
 
-def undominated_boxes(front: Array, reference: Array) -> tuple[Array, Array]:
-    """Cut what no point dominates, up to the reference, into disjoint boxes; smaller is better.
+class Boxes:
+    """What a front leaves to improve on, and what a candidate is expected to add to it.
 
-    Slices along the last objective: between two of its values, what is left is the same problem with one objective
-    less, posed by the points before.
-
-    Args:
-        front: ``(n_points, n_objectives)``, finite.
-        reference: ``(n_objectives,)``, finite.
-
-    Returns:
-        Lower and upper corners, each ``(n_boxes, n_objectives)``; a box without a lower end has -inf there.
+    Attributes:
+        low, high: ``(n_boxes, n_objectives)``; disjoint boxes that no point of the front dominates, up to the
+            reference. A box without a lower end has -inf there.
     """
-    below = front[(front < reference).all(axis=1)]
-    lows, highs = _cut(below, reference)
-    return np.array(lows).reshape(-1, len(reference)), np.array(highs).reshape(-1, len(reference))
+
+    def __init__(self, front: Array, reference: Array) -> None:
+        """Cut what is left into boxes.
+
+        Args:
+            front: ``(n_points, n_objectives)``, finite, smaller is better; dominated rows do no harm.
+            reference: ``(n_objectives,)``, finite: what is not below it counts for nothing.
+        """
+        below = front[(front < reference).all(axis=1)]
+        low, high = _cut(below[on_front(below)], reference)
+        self.low, self.high = (np.array(corner).reshape(-1, len(reference)) for corner in (low, high))
+        # Boxes share their sides: an objective has far fewer intervals than there are boxes.
+        sides = np.stack([self.low, self.high], axis=2)
+        self._sides = [np.unique(sides[:, j], axis=0, return_inverse=True) for j in range(len(reference))]
+
+    def log_improvement(self, means: Array, deviations: Array) -> Array:
+        """Give the logarithm of each candidate's expected hypervolume improvement; -inf where there is none.
+
+        Args:
+            means, deviations: ``(n_candidates, n_objectives)``; a deviation of 0 is a known value.
+
+        Returns:
+            ``(n_candidates,)``.
+        """
+        step = max(1, _CHUNK // max(1, len(self.low)))
+        scores = [np.zeros(0)]
+        for first in range(0, len(means), step):
+            rows = slice(first, first + step)
+            total = np.zeros((len(means[rows]), len(self.low)))
+            for j, (ends, which) in enumerate(self._sides):
+                total += log_lengths(means[rows, j], deviations[rows, j], ends[:, 0], ends[:, 1])[:, which]
+            scores.append(_log_sum(total))
+        return np.concatenate(scores)
 
 
 def _cut(points: Array, reference: Array) -> tuple[list[list[float]], list[list[float]]]:
+    """Give lower and upper corners of the boxes that points, of which none dominates another, leave.
+
+    Slices along the last objective: between two of its values, what is left is the same problem with one objective
+    less, posed by the points before.
+    """
     last = float(reference[-1])
     if len(reference) == 1:
-        return [[-np.inf]], [[min(last, *points[:, 0])] if len(points) else [last]]
+        return [[-np.inf]], [[min([last, *points[:, 0]])]]
+    points = points[np.argsort(points[:, -1], kind="stable")]
+    if len(reference) == 2:
+        # Without dominated ones, the first objective falls as the second rises: a staircase.
+        steps = [float(reference[0]), *points[:, 0]]
+        levels = [-np.inf, *points[:, 1], last]
+        return [[-np.inf, low] for low in levels[:-1]], [list(high) for high in zip(steps, levels[1:], strict=True)]
     lows: list[list[float]] = []
     highs: list[list[float]] = []
-    points = points[np.argsort(points[:, -1], kind="stable")]
-    levels = [-np.inf, *np.unique(points[:, -1]).tolist(), last]
     kept = points[:0, :-1]
-    before: tuple[list[list[float]], list[list[float]]] | None = None
+    box_lows, box_highs = _cut(kept, reference[:-1])
     start = -np.inf
-    for low in levels[:-1]:
-        new = points[points[:, -1] == low, :-1]
-        new = new[[not (kept <= point).all(axis=1).any() for point in new]] if len(kept) else new
-        if before is not None and len(new):
-            # Slices in which the same points count are one.
-            lows += [[*box, start] for box in before[0]]
-            highs += [[*box, low] for box in before[1]]
-            start = low
-        if before is None or len(new):
-            kept = _undominated(np.concatenate([kept, new]))
-            before = _cut(kept, reference[:-1])
-    assert before is not None
-    lows += [[*box, start] for box in before[0]]
-    highs += [[*box, last] for box in before[1]]
-    return lows, highs
-
-
-def _undominated(points: Array) -> Array:
-    points = np.unique(points, axis=0)
-    keep = [not ((points <= p).all(axis=1) & (points < p).any(axis=1)).any() for p in points]
-    return points[keep]
+    for level in np.unique(points[:, -1]).tolist():
+        lows += [[*box, start] for box in box_lows]
+        highs += [[*box, level] for box in box_highs]
+        kept = np.concatenate([kept, points[points[:, -1] == level, :-1]])
+        kept = np.unique(kept[on_front(kept)], axis=0)
+        box_lows, box_highs = _cut(kept, reference[:-1])
+        start = level
+    return lows + [[*box, start] for box in box_lows], highs + [[*box, last] for box in box_highs]
 
 
 def log_expected_improvement(z: Array) -> Array:
@@ -115,33 +137,6 @@ def log_lengths(mean: Array, deviation: Array, low: Array, high: Array) -> Array
         out[~known] = np.log(s) + np.where(gap > -1e-9, narrow, upper + difference)
         out[known] = np.log(np.maximum(0.0, high - np.maximum(low, mean[known, None])))
     return out
-
-
-def log_ehvi(means: Array, deviations: Array, front: Array, reference: Array) -> Array:
-    """Give the logarithm of each candidate's expected hypervolume improvement; -inf where there is none.
-
-    Args:
-        means, deviations: ``(n_candidates, n_objectives)``, smaller is better; a deviation of 0 is a known value.
-        front: ``(n_points, n_objectives)``: what is there to improve on; dominated rows do no harm.
-        reference: ``(n_objectives,)``: what is not below it counts for nothing.
-
-    Returns:
-        ``(n_candidates,)``.
-    """
-    low, high = undominated_boxes(front, reference)
-    # Boxes share their sides: an objective has far fewer intervals than there are boxes.
-    sides = [
-        np.unique(np.stack([low[:, j], high[:, j]], axis=1), axis=0, return_inverse=True) for j in range(len(reference))
-    ]
-    step = max(1, _CHUNK // max(1, len(low)))
-    scores = [np.zeros(0)]
-    for first in range(0, len(means), step):
-        rows = slice(first, first + step)
-        total = np.zeros((len(means[rows]), len(low)))
-        for j, (ends, which) in enumerate(sides):
-            total += log_lengths(means[rows, j], deviations[rows, j], ends[:, 0], ends[:, 1])[:, which]
-        scores.append(_log_sum(total))
-    return np.concatenate(scores)
 
 
 def _log_sum(logs: Array) -> Array:

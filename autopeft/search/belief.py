@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autopeft.objectives import Objective
 from autopeft.pareto import is_ratio_cost, on_front, quality_objective
-from autopeft.search.acquisition import log_ehvi
+from autopeft.search.acquisition import Boxes
 from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
 
 FITTED = 192
@@ -144,7 +144,7 @@ class Belief:
         # Even the worst of the front dominates something, or the ends of the front would be worth nothing.
         worst = np.maximum(means[on_front(means)].max(axis=0), np.median(means, axis=0))
         span = worst - means.min(axis=0)
-        self._reference = worst + 0.1 * np.where(span > 0, span, 1.0)
+        self._boxes = Boxes(means, worst + 0.1 * np.where(span > 0, span, 1.0))
 
     def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
         """Give scaled means and deviations, ``(n_candidates, n_objectives)`` each; a known value has no deviation."""
@@ -157,7 +157,7 @@ class Belief:
 
     def score(self, x: Array, costs: Array) -> Array:
         """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``."""
-        return log_ehvi(*self.predict(x, costs), self.front, self._reference)
+        return self._boxes.log_improvement(*self.predict(x, costs))
 
 
 def chosen_rows(on_front: NDArray[np.bool_], most: int) -> NDArray[np.int64]:

@@ -99,10 +99,7 @@ class Features:
         names = _merged([group for _, group in grouped])
         order = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.names = [name for name, _ in grouped]
-        self.kernel = Kernel(
-            np.array([order[name] for name in names], dtype=np.int64),
-            (tuple(range(len(order))),),
-        )
+        self.kernel = Kernel(np.array([order[name] for name in names], dtype=np.int64))
 
     def _layout(self) -> list[tuple[str, str]]:
         """Name each column and its group, in the order in which `of` makes them."""

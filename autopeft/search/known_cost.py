@@ -17,7 +17,7 @@ import numpy as np
 
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
-from autopeft.records import Candidate
+from autopeft.records import Candidate, Scalar
 from autopeft.search.belief import Belief, Hyperparameters, Results
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool
@@ -74,7 +74,7 @@ class KnownCost:
         self._pool = Pool(problem)
         self._features = Features(problem.space, with_cost=problem.params_of is not None)
         self._hyperparameters = Hyperparameters(problem.objectives, self._features.kernel)
-        self._costs: dict[Candidate, float] = {}
+        self._costs: dict[tuple[tuple[str, Scalar], ...], float] = {}
         self._lot: tuple[int, list[Candidate]] = (-1, [])
 
     def propose(
@@ -147,10 +147,11 @@ class KnownCost:
         count = self._problem.params_of
         if count is None:
             return np.zeros(len(candidates))
-        for candidate in candidates:
-            if candidate not in self._costs:
-                self._costs[candidate] = float(count(candidate))
-        return np.array([self._costs[c] for c in candidates], dtype=np.float64)
+        keys = [tuple(candidate.values.items()) for candidate in candidates]
+        for key, candidate in zip(keys, candidates, strict=True):
+            if key not in self._costs:
+                self._costs[key] = float(count(candidate))
+        return np.array([self._costs[key] for key in keys], dtype=np.float64)
 
     def rows(self, candidates: Sequence[Candidate]) -> Array:
         """Give the features of candidates, ``(n_candidates, n_columns)``."""

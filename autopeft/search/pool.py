@@ -145,18 +145,17 @@ def _neighbour(domain: Choices | Ordinal | Real | Whole, value: Scalar, random: 
             at = values.index(float(value))
             step = random.choice((-1, 1)) if random.random() < 0.7 else random.randint(-len(values), len(values))
             return values[min(max(at + step, 0), len(values) - 1)]
-        case Real(low, high, log) | Whole(low, high, log):
-            start, end, at = (float(x) for x in (low, high, value))
-            if log:
-                start, end, at = math.log(start), math.log(end), math.log(at)
-            moved = at + random.gauss(0, _STEP) * (end - start)
-            moved = math.exp(moved) if log else moved
-            if isinstance(domain, Real):
-                return min(max(moved, float(low)), float(high))
-            whole = round(moved)
-            if whole == value:
-                whole += random.choice((-1, 1))
-            return min(max(whole, int(low)), int(high))
+        case Real(low, high, log):
+            return min(max(_stepped(float(value), low, high, random, log=log), low), high)
+        case Whole(low, high, log):
+            whole = round(_stepped(float(value), low, high, random, log=log))
+            return min(max(whole if whole != value else whole + random.choice((-1, 1)), low), high)
+
+
+def _stepped(value: float, low: float, high: float, random: Random, *, log: bool) -> float:
+    """Draw a number around one, which may be out of the range; on the range's own scale."""
+    step = random.gauss(0, _STEP)
+    return value * (high / low) ** step if log else value + step * (high - low)
 
 
 def _shape(family: Family, random: Random) -> dict[str, Scalar]:
