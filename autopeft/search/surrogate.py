@@ -149,9 +149,11 @@ def leave_one_out(model: GaussianProcess, y: Array) -> tuple[Array, Array]:
 
 
 def _standardised(y: Array) -> tuple[Array, float, float]:
-    offset, scale = float(y.mean()), float(y.std())
-    scale = scale if scale > 1e-12 * max(1.0, abs(offset)) else 1.0
-    return (y - offset) / scale, offset, scale
+    # By the largest first, or the squares of very large numbers are infinite.
+    largest = float(np.abs(y).max()) or 1.0
+    offset, scale = float((y / largest).mean()), float((y / largest).std())
+    scale = scale if scale > 1e-12 else 1.0
+    return (y / largest - offset) / scale, offset * largest, scale * largest
 
 
 def _squared_distances(a: Array, b: Array) -> Array:
