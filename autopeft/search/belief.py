@@ -7,7 +7,7 @@ exactly interests nobody, and one diverged training would stretch the scale of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,9 @@ CONDITIONED = 512
 _WIDE = 100.0
 """A cost of any unit whose values lie this factor apart is compared by ratio, too."""
 
+_PAIRS = 5
+"""Finished trials that it takes to say what a partial result comes to."""
+
 _DOUBT = 0.5
 """Deviation of what a failure is taken to say, in deviations of the results."""
 
@@ -42,6 +45,8 @@ class Results:
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
         costs: ``(n_done,)``: the trained parameters as counted beforehand.
         failed, running: Features of what failed, and of what is under way; with the costs of the latter.
+        partial: Of what has results: step -> held-out loss there, where it was measured.
+        paused, paused_partial: Features of what has only partial results, and those.
     """
 
     numbers: tuple[int, ...]
@@ -52,6 +57,9 @@ class Results:
     failed: Array
     running: Array
     running_costs: Array
+    partial: Sequence[Mapping[int, float]]
+    paused: Array
+    paused_partial: Sequence[Mapping[int, float]]
 
 
 class Scale:
@@ -127,10 +135,14 @@ class Belief:
                 self.models.append(None)
                 continue
             theta = hyperparameters.of(j, results)
-            failed = results.failed if j == quality else results.failed[:0]
-            x = np.concatenate([results.x[rows], failed])
-            y = np.concatenate([target[rows], np.full(len(failed), target.max())])
-            noise = np.concatenate([np.zeros(len(rows)), np.full(len(failed), (_DOUBT * target.std()) ** 2)])
+            x, y, noise = results.x[rows], target[rows], np.zeros(len(rows))
+            if j == quality:
+                expected, doubt = expected_from_partial(results.partial, target, results.paused_partial)
+                told = np.isfinite(expected)
+                n = len(results.failed)
+                x = np.concatenate([x, results.failed, results.paused[told]])
+                y = np.concatenate([y, np.full(n, target.max()), expected[told]])
+                noise = np.concatenate([noise, np.full(n, (_DOUBT * target.std()) ** 2), doubt[told]])
             model = condition(kernel, theta, x, y, noise=noise)
             if len(results.running):
                 # What is under way will turn out as expected: nothing is learned but that it need not be tried again.
@@ -158,6 +170,49 @@ class Belief:
     def score(self, x: Array, costs: Array) -> Array:
         """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``."""
         return self._boxes.log_improvement(*self.predict(x, costs))
+
+
+def expected_from_partial(
+    known: Sequence[Mapping[int, float]], target: Array, partial: Sequence[Mapping[int, float]]
+) -> tuple[Array, Array]:
+    """Say what partial results lead one to expect at the end: a straight line through those that went on to it.
+
+    Each trial's latest step is read, with the line of the finished trials at that step; what they lie off it is how far
+    the expectation can be trusted.
+
+    Args:
+        known: ``(n_done,)``: step -> held-out loss of finished trials.
+        target: ``(n_done,)``: what they came to.
+        partial: ``(n_paused,)``: step -> held-out loss of those that are not finished.
+
+    Returns:
+        Expectation and variance, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
+    """
+    expected, variance = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
+    for step in sorted({max(curve) for curve in partial}):
+        pairs = [(curve[step], end) for curve, end in zip(known, target, strict=True) if step in curve]
+        at = [i for i, curve in enumerate(partial) if max(curve) == step]
+        values = np.array([*(loss for loss, _ in pairs), *(partial[i][step] for i in at)])
+        if len(pairs) < _PAIRS or not np.isfinite(values).all():
+            continue
+        early, ends = _compressed(values, len(pairs)), np.array([end for _, end in pairs])
+        lines = np.stack([np.ones(len(early)), early], axis=1)
+        line, *_ = np.linalg.lstsq(lines[: len(pairs)], ends, rcond=None)
+        residuals = ends - lines[: len(pairs)] @ line
+        # Nobody is expected to become better or worse than anybody was.
+        expected[at] = np.clip(lines[len(pairs) :] @ line, ends.min(), ends.max())
+        variance[at] = float(residuals @ residuals) / (len(pairs) - 2)
+    return expected, variance
+
+
+def _compressed(losses: Array, n_known: int) -> Array:
+    """Compress what is far worse than the middle of those that are known; a diverged one would turn the line."""
+    best, middle = float(losses[:n_known].min()), float(np.median(losses[:n_known]))
+    worth = middle - best
+    if worth <= 0:
+        return losses
+    beyond = np.maximum(losses - middle - worth, 0.0) / worth
+    return np.asarray(np.minimum(losses, middle + worth) + worth * np.log1p(beyond))
 
 
 def chosen_rows(on_front: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
