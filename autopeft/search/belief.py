@@ -30,8 +30,8 @@ _WIDE = 100.0
 _PAIRS = 5
 """Finished trials that it takes to say what a partial result comes to."""
 
-_DOUBT = 0.5
-"""Deviation of what a failure is taken to say, in deviations of the results."""
+_LEAST_CHANCE = 0.02
+"""Chance of success of what is most like the failures; a failure may have had another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +139,15 @@ class Belief:
             if j == quality:
                 expected, doubt = expected_from_partial(results.partial, target, results.paused_partial)
                 told = np.isfinite(expected)
-                n = len(results.failed)
-                x = np.concatenate([x, results.failed, results.paused[told]])
-                y = np.concatenate([y, np.full(n, target.max()), expected[told]])
-                noise = np.concatenate([noise, np.full(n, (_DOUBT * target.std()) ** 2), doubt[told]])
+                x = np.concatenate([x, results.paused[told]])
+                y, noise = np.concatenate([y, expected[told]]), np.concatenate([noise, doubt[told]])
             model = condition(kernel, theta, x, y, noise=noise)
             if len(results.running):
                 # What is under way will turn out as expected: nothing is learned but that it need not be tried again.
                 x, y = np.concatenate([x, results.running]), np.concatenate([y, model.predict(results.running)[0]])
                 model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(results.running))]))
             self.models.append(model)
+        self._success = _success_model(kernel, results, rows)
         means, _ = self.predict(
             np.concatenate([results.x, results.running]), np.concatenate([results.costs, results.running_costs])
         )
@@ -168,8 +167,26 @@ class Belief:
         return np.stack(means, axis=1), np.stack(deviations, axis=1)
 
     def score(self, x: Array, costs: Array) -> Array:
-        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``."""
-        return self._boxes.log_improvement(*self.predict(x, costs))
+        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``; failures improve nothing."""
+        gained = self._boxes.log_improvement(*self.predict(x, costs))
+        if self._success is None:
+            return gained
+        return np.asarray(gained + np.log(np.clip(self._success.predict(x)[0], _LEAST_CHANCE, 1)))
+
+
+def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) -> GaussianProcess | None:
+    """Model which trainings fail, as those with far too high a learning rate; None while none did.
+
+    A regression on 1 and 0 is a rough probability, but it is bounded below and asks for no sampling. What the
+    trainings that failed would have been worth is no part of the model of quality.
+    """
+    if not len(results.failed):
+        return None
+    failed = results.failed[-len(rows) - 1 :]
+    x = np.concatenate([results.x[rows], failed])
+    y = np.concatenate([np.ones(len(rows)), np.zeros(len(failed))])
+    last = slice(-FITTED, None)
+    return condition(kernel, fit_hyperparameters(kernel, x[last], y[last]), x, y)
 
 
 def expected_from_partial(
@@ -186,9 +203,9 @@ def expected_from_partial(
         partial: ``(n_paused,)``: step -> held-out loss of those that are not finished.
 
     Returns:
-        Expectation and variance, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
+        Expectation and deviation, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
     """
-    expected, variance = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
+    expected, deviation = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
     for step in sorted({max(curve) for curve in partial}):
         pairs = [(curve[step], end) for curve, end in zip(known, target, strict=True) if step in curve]
         at = [i for i, curve in enumerate(partial) if max(curve) == step]
@@ -201,8 +218,8 @@ def expected_from_partial(
         residuals = ends - lines[: len(pairs)] @ line
         # Nobody is expected to become better or worse than anybody was.
         expected[at] = np.clip(lines[len(pairs) :] @ line, ends.min(), ends.max())
-        variance[at] = float(residuals @ residuals) / (len(pairs) - 2)
-    return expected, variance
+        deviation[at] = (float(residuals @ residuals) / (len(pairs) - 2)) ** 0.5
+    return expected, deviation
 
 
 def _compressed(losses: Array, n_known: int) -> Array:
