@@ -115,9 +115,8 @@ def test_a_cheap_point_that_is_found_first_does_not_hold_the_search(seed):
 
     def worth(candidate):
         dear = candidate["family"] == "dear"
-        gain = (
-            0.35 * (1 - math.exp(-candidate["rank"] / 12)) if dear else 0.15 * (1 - math.exp(-candidate["tokens"] / 12))
-        )
+        most, capacity = (0.35, candidate["rank"]) if dear else (0.15, candidate["tokens"])
+        gain = most * (1 - math.exp(-capacity / 12))
         return 0.55 + gain - 0.3 * (math.log10(candidate["rate"]) - (-2.7 if dear else -1.6)) ** 2
 
     noise = np.random.default_rng(seed)
@@ -229,15 +228,15 @@ def test_odd_spaces_and_results_are_searched_to_their_end(parameters, objectives
 
 
 def test_parts_can_be_switched_off():
-    trials = observed(15)
+    trials = observed(16)
     whole, fresh_only, learned = (
         KnownCost(problem_of(), seed=0, options=options)
         for options in (Options(), Options(mutations=False), Options(known_costs=False))
     )
     assert learned._results(trials)[1].known.tolist() == [False, False]
     accepts = partial(lambda c: True)
-    best = whole.propose(trials, number=15, accepts=accepts)
-    fresh = fresh_only.propose(trials, number=15, accepts=accepts)
+    best = whole.propose(trials, number=16, accepts=accepts)
+    fresh = fresh_only.propose(trials, number=16, accepts=accepts)
     assert whole.values_of(trials, [best])[0] > whole.values_of(trials, [fresh])[0]
 
 
