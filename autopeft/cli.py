@@ -55,7 +55,9 @@ REQUEST: dict[str, Any] = {
         int | None, _LIMITS, "Other seeds to train the front's points again with, judged on the test split; 0 for none."
     ),
     "objectives": _option(str | None, _LIMITS, "What to optimise, e.g. quality,params,memory."),
-    "sampler": _option(str | None, _LIMITS, "Engine that proposes candidates: tpe, nsga2, random."),
+    "sampler": _option(
+        str | None, _LIMITS, "Engine that proposes candidates: known-cost, autopeft, tpe, nsga2, random."
+    ),
     "steps": _option(int | None, _TRAINING, "Optimiser steps a trial."),
     "batch_size": _option(int | None, _TRAINING, "Rows an optimiser step."),
     "max_length": _option(int | None, _TRAINING, "Tokens a row is cut to."),

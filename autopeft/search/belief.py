@@ -1,0 +1,252 @@
+"""What the trials so far say of all candidates: known costs, models of the rest, the front to improve on.
+
+Volumes are measured on the scale on which people compare: parameters, bytes and seconds by ratio, so by their
+logarithm; quality as it is. What is far worse than the front is compressed, for how bad a bad configuration is
+exactly interests nobody, and one diverged training would stretch the scale of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.objectives import Objective
+from autopeft.pareto import is_ratio_cost, on_front, quality_objective
+from autopeft.search.acquisition import Boxes
+from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
+
+FITTED = 192
+"""Trials that hyperparameters are learned from at most."""
+
+CONDITIONED = 512
+"""Trials that predictions are made from at most."""
+
+_WIDE = 100.0
+"""A cost of any unit whose values lie this factor apart is compared by ratio, too."""
+
+_PAIRS = 5
+"""Finished trials that it takes to say what a partial result comes to."""
+
+_LEAST_CHANCE = 0.02
+"""Chance of success of what is most like the failures; a failure may have had another reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Trials as rows of numbers.
+
+    Attributes:
+        numbers: ``(n_done,)``: the trials' numbers, rising.
+        known: ``(n_objectives,)``: which objectives are the cost that is counted beforehand.
+        x: ``(n_done, n_columns)``: features of what has results.
+        losses: ``(n_done, n_objectives)``, finite, smaller is better.
+        costs: ``(n_done,)``: the trained parameters as counted beforehand.
+        failed, running: Features of what failed, and of what is under way; with the costs of the latter.
+        partial: Of what has results: step -> held-out loss there, where it was measured.
+        paused, paused_partial: Features of what has only partial results, and those.
+    """
+
+    numbers: tuple[int, ...]
+    known: NDArray[np.bool_]
+    x: Array
+    losses: Array
+    costs: Array
+    failed: Array
+    running: Array
+    running_costs: Array
+    partial: Sequence[Mapping[int, float]]
+    paused: Array
+    paused_partial: Sequence[Mapping[int, float]]
+
+
+class Scale:
+    """The scale on which improvement of an objective is measured; smaller is better on it, too."""
+
+    def __init__(
+        self, objective: Objective, losses: Array, front: NDArray[np.bool_], *, is_quality: bool, by_ratio: bool
+    ) -> None:
+        positive = objective.goal == "minimize" and bool((losses > 0).all())
+        wide = positive and not is_quality and losses.max() > _WIDE * losses.min()
+        self._log = by_ratio and positive and (is_ratio_cost(objective) or wide)
+        plain = np.log(losses) if self._log else losses
+        best = float(plain.min())
+        self._worth = max(float(plain[front].max()), float(np.quantile(plain, 0.25))) - best
+        self._fence = best + 2 * self._worth
+
+    def __call__(self, losses: Array) -> Array:
+        """Turn losses, smaller is better, into scaled ones."""
+        plain = np.log(np.maximum(losses, 1e-300)) if self._log else losses
+        if self._worth <= 0:
+            return plain
+        beyond = np.maximum(plain - self._fence, 0.0) / self._worth
+        return np.asarray(np.minimum(plain, self._fence) + self._worth * np.log1p(beyond))
+
+
+class Hyperparameters:
+    """Those of each objective's model, learned anew whenever there is a sixteenth more to learn from.
+
+    They depend on the first so many results only, so that a resumed search has the same ones.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], kernel: Kernel) -> None:
+        self._objectives, self._kernel = objectives, kernel
+        self._known: dict[tuple[int, tuple[int, ...]], Array] = {}
+
+    def of(self, j: int, results: Results) -> Array:
+        """Give the hyperparameters of an objective's model."""
+        n = len(results.numbers)
+        n -= n % max(1, n // 16)
+        key = (j, results.numbers[:n])
+        if key not in self._known:
+            losses = results.losses[:n]
+            on = on_front(losses)
+            rows = chosen_rows(on, FITTED)
+            scale = _scales(self._objectives, losses, on, by_ratio=True)[j]
+            self._known = {k: v for k, v in self._known.items() if k[0] != j}
+            self._known[key] = fit_hyperparameters(self._kernel, results.x[:n][rows], scale(losses[rows, j]))
+        return self._known[key]
+
+
+def _scales(objectives: Sequence[Objective], losses: Array, on: NDArray[np.bool_], *, by_ratio: bool) -> list[Scale]:
+    quality = quality_objective(objectives)
+    return [Scale(o, losses[:, j], on, is_quality=o is quality, by_ratio=by_ratio) for j, o in enumerate(objectives)]
+
+
+class Belief:
+    """What is believed of every candidate, given results.
+
+    Attributes:
+        models: By objective; None where it is the cost that is known.
+        front: ``(n_points, n_objectives)``: scaled, what is there to improve on, as the models see it without noise.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        kernel: Kernel,
+        results: Results,
+        hyperparameters: Hyperparameters,
+        *,
+        by_ratio: bool,
+    ) -> None:
+        quality = list(objectives).index(quality_objective(objectives))
+        on = on_front(results.losses)
+        self._scales = _scales(objectives, results.losses, on, by_ratio=by_ratio)
+        scaled = np.stack([scale(column) for scale, column in zip(self._scales, results.losses.T, strict=True)], axis=1)
+        rows = chosen_rows(on, CONDITIONED)
+        self.models: list[GaussianProcess | None] = []
+        for j, target in enumerate(scaled.T):
+            if results.known[j]:
+                self.models.append(None)
+                continue
+            theta = hyperparameters.of(j, results)
+            x, y, noise = results.x[rows], target[rows], np.zeros(len(rows))
+            if j == quality:
+                expected, doubt = expected_from_partial(results.partial, target, results.paused_partial)
+                told = np.isfinite(expected)
+                x = np.concatenate([x, results.paused[told]])
+                y, noise = np.concatenate([y, expected[told]]), np.concatenate([noise, doubt[told]])
+            model = condition(kernel, theta, x, y, noise=noise)
+            if len(results.running):
+                # What is under way will turn out as expected: nothing is learned but that it need not be tried again.
+                x, y = np.concatenate([x, results.running]), np.concatenate([y, model.predict(results.running)[0]])
+                model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(results.running))]))
+            self.models.append(model)
+        self._success = _success_model(kernel, results, rows)
+        means, _ = self.predict(
+            np.concatenate([results.x, results.running]), np.concatenate([results.costs, results.running_costs])
+        )
+        self.front = means
+        # Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever
+        # cost was met may be worth its quality: behind a front of one cheap point nothing else would be.
+        typical = means.max(axis=0)
+        typical[quality] = np.median(means[:, quality])
+        worst = np.maximum(means[on_front(means)].max(axis=0), typical)
+        span = worst - means.min(axis=0)
+        self._boxes = Boxes(means, worst + 0.1 * np.where(span > 0, span, 1.0))
+
+    def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
+        """Give scaled means and deviations, ``(n_candidates, n_objectives)`` each; a known value has no deviation."""
+        means, deviations = [], []
+        for model, scale in zip(self.models, self._scales, strict=True):
+            mean, deviation = (scale(costs), np.zeros(len(costs))) if model is None else model.predict(x)
+            means.append(mean)
+            deviations.append(deviation)
+        return np.stack(means, axis=1), np.stack(deviations, axis=1)
+
+    def score(self, x: Array, costs: Array) -> Array:
+        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``; failures improve nothing."""
+        gained = self._boxes.log_improvement(*self.predict(x, costs))
+        if self._success is None:
+            return gained
+        return np.asarray(gained + np.log(np.clip(self._success.predict(x)[0], _LEAST_CHANCE, 1)))
+
+
+def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) -> GaussianProcess | None:
+    """Model which trainings fail, as those with far too high a learning rate; None while none did.
+
+    A regression on 1 and 0 is a rough probability, but it is bounded below and asks for no sampling. What the
+    trainings that failed would have been worth is no part of the model of quality.
+    """
+    if not len(results.failed):
+        return None
+    failed = results.failed[-len(rows) - 1 :]
+    x = np.concatenate([results.x[rows], failed])
+    y = np.concatenate([np.ones(len(rows)), np.zeros(len(failed))])
+    last = slice(-FITTED, None)
+    return condition(kernel, fit_hyperparameters(kernel, x[last], y[last]), x, y)
+
+
+def expected_from_partial(
+    known: Sequence[Mapping[int, float]], target: Array, partial: Sequence[Mapping[int, float]]
+) -> tuple[Array, Array]:
+    """Say what partial results lead one to expect at the end: a straight line through those that went on to it.
+
+    Each trial's latest step is read, with the line of the finished trials at that step; what they lie off it is how far
+    the expectation can be trusted.
+
+    Args:
+        known: ``(n_done,)``: step -> held-out loss of finished trials.
+        target: ``(n_done,)``: what they came to.
+        partial: ``(n_paused,)``: step -> held-out loss of those that are not finished.
+
+    Returns:
+        Expectation and deviation, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
+    """
+    expected, deviation = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
+    for step in sorted({max(curve) for curve in partial}):
+        pairs = [(curve[step], end) for curve, end in zip(known, target, strict=True) if step in curve]
+        at = [i for i, curve in enumerate(partial) if max(curve) == step]
+        values = np.array([*(loss for loss, _ in pairs), *(partial[i][step] for i in at)])
+        if len(pairs) < _PAIRS or not np.isfinite(values).all():
+            continue
+        early, ends = _compressed(values, len(pairs)), np.array([end for _, end in pairs])
+        lines = np.stack([np.ones(len(early)), early], axis=1)
+        line, *_ = np.linalg.lstsq(lines[: len(pairs)], ends, rcond=None)
+        residuals = ends - lines[: len(pairs)] @ line
+        # Nobody is expected to become better or worse than anybody was.
+        expected[at] = np.clip(lines[len(pairs) :] @ line, ends.min(), ends.max())
+        deviation[at] = (float(residuals @ residuals) / (len(pairs) - 2)) ** 0.5
+    return expected, deviation
+
+
+def _compressed(losses: Array, n_known: int) -> Array:
+    """Compress what is far worse than the middle of those that are known; a diverged one would turn the line."""
+    best, middle = float(losses[:n_known].min()), float(np.median(losses[:n_known]))
+    worth = middle - best
+    if worth <= 0:
+        return losses
+    beyond = np.maximum(losses - middle - worth, 0.0) / worth
+    return np.asarray(np.minimum(losses, middle + worth) + worth * np.log1p(beyond))
+
+
+def chosen_rows(on_front: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
+    """Choose rows to learn from: all while they are few, then the front's and others spread evenly over time."""
+    if len(on_front) <= most:
+        return np.arange(len(on_front))
+    front, others = np.flatnonzero(on_front)[:most], np.flatnonzero(~on_front)
+    spread = np.linspace(0, len(others) - 1, max(0, most - len(front))).round().astype(np.int64)
+    return np.unique(np.concatenate([front, others[spread]]))
