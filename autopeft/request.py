@@ -17,6 +17,11 @@ from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, p
 
 T = TypeVar("T")
 
+RUNGS: Literal["auto", "off"] = "off"
+"""Whether trials pause at rungs where nobody says."""
+_AUTO_RUNGS = 27
+"""Steps of a trial below which a ninth of them tells nothing."""
+
 NO_LIMIT = "none"
 """The budget that is no limit."""
 
@@ -42,9 +47,15 @@ class SearchRequest(Dimensions):
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
     time: str | float | None = Field(None, description="most time of the search, e.g. 30min")
     trials: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="how many candidates to train; by default 24 if there is no time limit"
+        None, description="how many candidates to train; by default 24 if there is no other limit"
+    )
+    steps_total: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most optimiser steps of the whole search, over all trials"
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
+    rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(
+        RUNGS, description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
+    )
     bits: list[int] | None = Field(None, description="bits of the frozen base to search; by default the space's")
     eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
     generate_rows: Annotated[int, Field(ge=1)] = Field(
@@ -99,6 +110,22 @@ class SearchRequest(Dimensions):
             raise ValueError("name each of them once, at least one, e.g. 4 or 16,4")
         return value
 
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _rungs(cls, value: object) -> object:
+        if value is False:
+            return "off"  # as YAML reads it
+        if isinstance(value, str) and value not in ("auto", "off"):
+            value = [part.strip() for part in value.split(",")]
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
+        steps = [int(v) if str(v).isdecimal() else 0 for v in value] if isinstance(value, list | tuple) else []
+        if isinstance(value, str):
+            return value
+        if not steps or steps != sorted({*steps}) or steps[0] < 1:
+            raise ValueError("write auto, off, or steps that ascend, e.g. 10,30,100")
+        return steps
+
     @field_validator("columns")
     @classmethod
     def _columns(cls, value: dict[str, str]) -> dict[str, str]:
@@ -131,6 +158,13 @@ class SearchRequest(Dimensions):
         if self.metric is not None and self.task != "auto" and self.task not in METRICS[self.metric].tasks:
             fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
             faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
+        if isinstance(self.rungs, list) and self.rungs[-1] > self.steps:
+            faults.append(f"rungs: {self.rungs[-1]} is beyond the {self.steps} steps of a trial; raise --steps")
+        if self.steps_total is not None and self.steps_total < self.steps:
+            total = self.steps_total
+            faults.append(
+                f"steps_total: {total} does not hold one trial of {self.steps} steps; raise it, or lower --steps"
+            )
         if self.executor == "local" and self.ray_address is not None:
             faults.append(f"ray_address: {self.ray_address!r} means nothing with --executor local; drop one of the two")
         if self.executor == "local" and self.gpus_per_worker is not None:
@@ -158,6 +192,17 @@ class SearchRequest(Dimensions):
     def time_seconds(self) -> float | None:
         """The time limit; None for no limit."""
         return None if self.time is None else parse_seconds(self.time)
+
+    @property
+    def pauses(self) -> tuple[int, ...]:
+        """The steps at which trials pause, ascending; none without rungs.
+
+        >>> SearchRequest(steps=100, rungs="auto").pauses, SearchRequest(steps=100, rungs=[10, 100]).pauses
+        ((11, 33), (10,))
+        """
+        if isinstance(self.rungs, list):
+            return tuple(step for step in self.rungs if step < self.steps)
+        return (self.steps // 9, self.steps // 3) if self.rungs == "auto" and self.steps >= _AUTO_RUNGS else ()
 
     def metric_for(self, task: str) -> str:
         """Give the metric that measures quality on a task.
@@ -195,7 +240,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
         RequestError: Listing every fault as "field: value and remedy".
     """
     given = {k: v for k, v in fields.items() if v is not None}
-    if "trials" not in given and "time" not in given:
+    if not any(name in given for name in _LIMITS):
         given["trials"] = _TRIALS
     faults: list[str] = []
     for name in [name for name in given if name not in SearchRequest.model_fields]:
@@ -226,6 +271,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
 _TRIALS = 24
 """Trials of a search without any limit: enough for every hand-made configuration and as many again."""
 
+_LIMITS = ("trials", "time", "steps_total")
 _DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
 
 
@@ -234,8 +280,8 @@ def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields.get("model") is not None or fields.get("data") is not None:
         return {}
     # Who sets one limit does not want another one beside it.
-    other = {"trials": "time", "time": "trials"}
-    return {k: v for k, v in _DEMO.items() if k not in other or fields.get(other[k]) is None}
+    limited = {name for name in _LIMITS if fields.get(name) is not None}
+    return {k: v for k, v in _DEMO.items() if k not in _LIMITS or limited <= {k}}
 
 
 def read_fields(path: Path) -> dict[str, Any]:

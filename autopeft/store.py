@@ -4,10 +4,11 @@
 
     request.yaml    every field of the request
     run.json        RunInfo: anatomy, data, versions, hardware
-    records.jsonl   one TrialRecord a line, written before the study is told
+    records.jsonl   one TrialRecord a work unit, written before the study is told; of a trial the last one counts
     study.db        the Optuna study (rebuilt from the records if it is lost)
     data/           the rows that the search reads, tokenised
     adapters/NNNN/  the adapters of the front, in PEFT's format
+    states/NNNN/    what a paused trial can go on from
     front.csv       the Pareto front
     report.html     the report
 """
@@ -37,12 +38,17 @@ def adapter_dir(number: int) -> str:
     return f"adapters/{number:04d}"
 
 
+def state_dir(number: int) -> str:
+    """Give the folder of the states that a trial can go on from, relative to the run directory."""
+    return f"states/{number:04d}"
+
+
 class RunDirectory:
     """A run on disk. Open it as a context: one driver at a time holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: list[TrialRecord] = []
+        self._records: dict[int, TrialRecord] = {}
         self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
@@ -91,8 +97,8 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self._take_lock()
-        self._records = [_in_short(record) for record in self._read_records(repair=True)]
-        self._with_adapter = {record.number for record in self._records}
+        self._records = {record.number: _in_short(record) for record in self._read_records(repair=True)}
+        self._with_adapter = set(self._records)
         return self
 
     def __exit__(
@@ -126,8 +132,12 @@ class RunDirectory:
 
     @property
     def records(self) -> Sequence[TrialRecord]:
-        """The records, oldest first; those of an open run in short, as a driver holds them for days."""
-        return self._records or self._read_records(repair=False)
+        """The last record of each trial, oldest first; of an open run in short, as a driver holds them for days."""
+        return list(self._records.values()) or self._read_records(repair=False)
+
+    def record(self, number: int) -> TrialRecord | None:
+        """Give the last record of a trial of an open run, in short."""
+        return self._records.get(number)
 
     def append(self, record: TrialRecord) -> None:
         """Write a record down for good: one line, flushed to the disk."""
@@ -137,7 +147,8 @@ class RunDirectory:
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        self._records.append(_in_short(record))
+        self._records.pop(record.number, None)
+        self._records[record.number] = _in_short(record)
         self._with_adapter.add(record.number)
 
     def _read_records(self, *, repair: bool) -> list[TrialRecord]:
@@ -166,7 +177,10 @@ class RunDirectory:
                     f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or delete the line to run its trial again"
                 ) from None
-            records.setdefault(record.number, record)
+            # What a trial paused at is left behind by its next record; of two ends, as of an orphan, the first counts.
+            if record.number not in records or records[record.number].state == "paused":
+                records.pop(record.number, None)
+                records[record.number] = record
         return list(records.values())
 
     def begin(self, request: SearchRequest, info: RunInfo) -> None:
@@ -197,6 +211,26 @@ class RunDirectory:
         for folder in (self.path / "adapters").glob("*"):
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep_states(self) -> None:
+        """Once no worker is running: remove every state but those that paused trials can go on from."""
+        paused = {state_dir(n): record for n, record in self._records.items() if record.state == "paused"}
+        for folder in (self.path / "states").glob("*"):
+            record = paused.get(f"states/{folder.name}")
+            if record is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                self.keep_state(record)
+
+    def keep_state(self, record: TrialRecord) -> None:
+        """Remove the states of a recorded trial, but the one that it paused with."""
+        folder = self.path / state_dir(record.number)
+        if record.state != "paused":
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for path in folder.glob("*"):
+            if path.name != f"{record.rungs[-1].step}.safetensors":
+                path.unlink(missing_ok=True)
 
     def keep_adapters(self, numbers: Iterable[int]) -> None:
         """Remove the adapters of recorded trials that are not among these."""

@@ -12,7 +12,8 @@ from autopeft.binding import bind_space
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
-from autopeft.loop import SAME_FAILURES, Limits, judge, search
+from autopeft.limits import Limits
+from autopeft.loop import SAME_FAILURES, judge, search
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
 from autopeft.records import Measurement, Outcome
@@ -382,7 +383,7 @@ def test_a_record_holds_everything_of_its_trial(bert):
     problem = Problem(bind_space(load_space("default"), bert, cuda=False), tuple(OBJECTIVES.values()), bert)
     candidate = problem.space.complete({"method": "ia3"})
     outcome = Outcome(5, "complete", Measurement(0.5, 9, 8, adapter_bytes=7), worker="w", seconds=2.0)
-    record = judge(problem, Proposal(5, candidate), outcome, seed=1)
+    record = judge(problem, Proposal(5, candidate), outcome, seed=1, steps=7)
     assert record.cost == problem.cost(candidate)
     assert record.plan == problem.plan(candidate)
     assert record.values == {"quality": 0.5, "params": 9, "memory": 8, "train_seconds": 0, "adapter_bytes": 7}
