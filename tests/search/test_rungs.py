@@ -35,14 +35,13 @@ def fronts(points):
 
 def volume_alone(points, i, corner):
     """Count the cells of the grid of all coordinates that only one point dominates."""
-    axes = [sorted({p[k] for p in points} | {corner}) for k in range(len(corner_of := points[0]))]
+    axes = [sorted({p[k] for p in points} | {corner}) for k in range(len(points[0]))]
     total = 0.0
     for cell in itertools.product(*(range(len(axis) - 1) for axis in axes)):
         low = [axis[c] for axis, c in zip(axes, cell, strict=True)]
         by = [j for j, p in enumerate(points) if all(x <= y for x, y in zip(p, low, strict=True))]
         if by == [i]:
             total += float(np.prod([axis[c + 1] - axis[c] for axis, c in zip(axes, cell, strict=True)]))
-    assert len(corner_of) == len(axes)
     return total
 
 
