@@ -2,27 +2,26 @@
 
 A trial pauses at every rung. It goes on once it is among the best 1/eta of those that got there so far; nobody waits
 for a rung to fill (ASHA, arXiv:1810.05934). Which are best is not the loss alone, or the large would push the small
-ones out: they are ranked by fronts of (held-out loss so far, the other objectives), and within a front by the volume
-that each alone dominates (as in SMS-EMOA, doi:10.1016/j.ejor.2006.08.008), counted in ranks, so that neither units nor
-a loss that is far off weigh anything.
+ones out: they are taken front by front of (held-out loss so far, the other objectives), and of a front one by one what
+adds most volume to those taken. Volumes are counted in ranks, so neither units nor a loss that is far off matter.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autopeft.pareto import on_front
+from autopeft.pareto import hypervolume, on_front
 from autopeft.records import Candidate, RungResult
 
 ETA = 3
 """Of so many trials at a rung, one goes on."""
-_CORNER = 1.1
-"""Reference point of the volumes; ranks go from 0 to 1."""
+_CORNER = 2.0
+"""Reference point of the volumes; ranks go from 0 to 1, and as far away the ends of a front count for much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class Ladder:
         self._steps, self._eta, self._scorer = tuple(rungs), eta, scorer
         self._reached: dict[int, dict[int, Standing]] = {step: {} for step in rungs}
         self._paused: dict[int, Standing] = {}
+        self._best_at: dict[int, list[int]] = {}  # until another one gets there
 
     @property
     def paused(self) -> Sequence[Standing]:
@@ -76,6 +76,7 @@ class Ladder:
         """Note that a trial has reached a rung, and whether it waits there; steps that are no rung are let be."""
         if (at := self._reached.get(standing.result.step)) is not None:
             at[standing.number] = standing
+            self._best_at.pop(standing.result.step, None)
         self._paused.pop(standing.number, None)
         if pauses:
             self._paused[standing.number] = standing
@@ -106,45 +107,68 @@ class Ladder:
             return []
         if self._scorer is not None:
             gone = sum(s.number not in self._paused and not s.start for s in everyone)
-            return _by(np.asarray(self._scorer(waiting), dtype=np.float64), waiting)[: max(0, room - gone)]
-        points = [[s.result.loss, *s.result.costs] for s in everyone]
-        return [s for s in _by(worth(points), everyone)[:room] if s in waiting]
+            values = np.asarray(self._scorer(waiting), dtype=np.float64)
+            return [waiting[i] for i in np.argsort(-values, kind="stable")[: max(0, room - gone)]]
+        if len(self._best_at.get(step, ())) < room:
+            self._best_at[step] = best_of([[s.result.loss, *s.result.costs] for s in everyone], room)
+        waits = {s.number for s in waiting}
+        return [everyone[i] for i in self._best_at[step][:room] if everyone[i].number in waits]
 
 
-def worth(losses: ArrayLike) -> NDArray[np.float64]:
-    """Rank points by fronts, and within a front by the volume that each alone dominates.
+def best_of(losses: ArrayLike, count: int) -> list[int]:
+    """Choose rows front by front, and of a front one by one what adds most volume to those chosen of it.
+
+    So the few that are chosen are spread over the front: its middle, its ends, and what lies between.
 
     Args:
-        losses: ``(n_trials, n_objectives)``, finite; smaller is better.
+        losses: ``(n_trials, n_objectives)``, finite; smaller is better. Only their order counts.
 
     Returns:
-        ``(n_trials,)``; larger is better: less the number of the front, plus a share of 1 of its volume.
+        At most `count` rows, best first; of equal ones the earlier.
 
-    >>> worth([[1, 9], [5, 5], [6, 4], [9, 9]]).argsort()[::-1].tolist()
-    [2, 1, 0, 3]
+    >>> best_of([[9, 9], [1, 7], [2, 5], [3, 4], [5, 2], [7, 1]], 4)
+    [3, 1, 5, 2]
     """
     points = np.asarray(losses, dtype=np.float64)
     ranks = np.stack([_ranks(column) for column in points.T], axis=1)
-    if ranks.shape[1] == 1:
-        return -ranks[:, 0]
-    corner = np.full(points.shape[1], _CORNER)
-    values = np.zeros(len(points))
-    left, number = np.arange(len(points)), 0
-    while len(left):
+    chosen: list[int] = []
+    left = np.arange(len(ranks))
+    while len(left) and len(chosen) < count:
         members = left[on_front(ranks[left])]
-        alone = moocore.hv_contributions(ranks[members], ref=corner)
-        values[members] = np.asarray(alone) / (2 * np.prod(corner)) - number
-        left, number = np.setdiff1d(left, members), number + 1
-    return values
+        chosen += members[_spread(ranks[members], count - len(chosen))].tolist()
+        left = np.setdiff1d(left, members)
+    return chosen
+
+
+def _spread(points: NDArray[np.float64], count: int) -> list[int]:
+    """Choose points of one front greedily by the volume that they add to those chosen.
+
+    What a point adds only sinks as others are chosen, so most need not be computed again (Minoux, 1978).
+    """
+    if points.shape[1] == 1:  # all are equal
+        return list(range(len(points)))[:count]
+    chosen: list[int] = []
+    heap = [(-_added(points[i], points[:0]), i) for i in range(len(points))]
+    heapq.heapify(heap)
+    while heap and len(chosen) < count:
+        _, i = heapq.heappop(heap)
+        now = (-_added(points[i], points[chosen]), i)
+        if heap and heap[0] < now:
+            heapq.heappush(heap, now)
+        else:
+            chosen.append(i)
+    return chosen
+
+
+def _added(point: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Give the volume between a point and the corner that no other dominates."""
+    corner = np.full(len(point), _CORNER)
+    whole = float(np.prod(corner - point))
+    taken = hypervolume(np.maximum(others, point), corner) if len(others) else 0.0
+    return round(whole - taken, 12)  # equal is what differs by rounding alone
 
 
 def _ranks(column: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give each value's place among the different ones, from 0 to 1."""
     different, places = np.unique(column, return_inverse=True)
     return places / max(1, len(different) - 1)
-
-
-def _by(values: NDArray[np.float64], standings: Sequence[Standing]) -> list[Standing]:
-    """Sort by value, largest first; of equal ones the earlier trial."""
-    order = sorted(range(len(standings)), key=lambda i: (-values[i], standings[i].number))
-    return [standings[i] for i in order]
