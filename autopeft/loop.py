@@ -242,7 +242,7 @@ def _placed(record: TrialRecord, problem: Problem, values: Mapping[str, float], 
         return replace(record, values=values)
     if not math.isfinite(loss):
         return replace(record, state="failed", reason=f"the held-out loss is {loss} after step {at}")
-    why = f"stopped early at step {at} of {steps}: with loss {loss:.4g} it was not among the best there"
+    why = f"at step {at} of {steps} with loss {loss:.4g}; it goes on only if it is among the best there"
     return replace(record, state="paused", reason=why)
 
 

@@ -97,7 +97,7 @@ def test_of_those_at_a_rung_a_third_goes_on(run, tmp_path):
     assert best.steps == 7
     check_consistent(tmp_path, records)
     paused = next(r for r in records if r.state == "paused")
-    assert paused.reason.startswith("stopped early at step 1 of 7: with loss")
+    assert paused.reason.startswith("at step 1 of 7 with loss ")
     assert len(lines_of(tmp_path)) == len(runner.units)
 
 
@@ -153,7 +153,7 @@ def test_more_trials_let_paused_ones_go_on(run, tmp_path):
     runner = Runner(worsens)
     ending, records = run(runner, trials=24)
     assert (ending, len(records)) == ("trials", 24)
-    assert stretches(runner.units)[1] == ([(1, 3), (3, 7)] if len(first[-1].rungs) == 1 else [(3, 7)])
+    assert stretches(runner.units)[1] == [(3, 7)]
     assert {r.number for r in records if len(r.rungs) > 1} == set(range(8))
     assert {r.number for r in records if r.state == "complete"} == {0, 1, 2}
     check_consistent(tmp_path, records)
