@@ -147,8 +147,7 @@ class RunDirectory:
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        self._records.pop(record.number, None)
-        self._records[record.number] = _in_short(record)
+        _keep(self._records, _in_short(record))
         self._with_adapter.add(record.number)
 
     def _read_records(self, *, repair: bool) -> list[TrialRecord]:
@@ -177,10 +176,7 @@ class RunDirectory:
                     f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or delete the line to run its trial again"
                 ) from None
-            # What a trial paused at is left behind by its next record; of two ends, as of an orphan, the first counts.
-            if record.number not in records or records[record.number].state == "paused":
-                records.pop(record.number, None)
-                records[record.number] = record
+            _keep(records, record)
         return list(records.values())
 
     def begin(self, request: SearchRequest, info: RunInfo) -> None:
@@ -239,6 +235,16 @@ class RunDirectory:
             if (folder := self.path / adapter_dir(number)).is_dir():
                 shutil.rmtree(folder)
         self._with_adapter &= kept
+
+
+def _keep(records: dict[int, TrialRecord], record: TrialRecord) -> None:
+    """Take a record among those that count, oldest first.
+
+    What a trial paused with is left behind by its next record; of two ends, as of an orphan, the first counts.
+    """
+    if record.number not in records or records[record.number].state == "paused":
+        records.pop(record.number, None)
+        records[record.number] = record
 
 
 def _in_short(record: TrialRecord) -> TrialRecord:
