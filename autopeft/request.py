@@ -13,7 +13,7 @@ from autopeft.errors import RequestError
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES
 from autopeft.recipe import BITS, Dimensions
 from autopeft.registry import unknown
-from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds
+from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds, parse_steps
 
 T = TypeVar("T")
 
@@ -113,18 +113,12 @@ class SearchRequest(Dimensions):
     @field_validator("rungs", mode="before")
     @classmethod
     def _rungs(cls, value: object) -> object:
-        if value is False:
-            return "off"  # as YAML reads it
-        if isinstance(value, str) and value not in ("auto", "off"):
-            value = [part.strip() for part in value.split(",")]
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = [value]
-        steps = [int(v) if str(v).isdecimal() else 0 for v in value] if isinstance(value, list | tuple) else []
-        if isinstance(value, str):
-            return value
-        if not steps or steps != sorted({*steps}) or steps[0] < 1:
-            raise ValueError("write auto, off, or steps that ascend, e.g. 10,30,100")
-        return steps
+        if value is False or value in ("auto", "off"):
+            return value or "off"  # YAML reads off as false
+        try:
+            return parse_steps(value)
+        except ValueError:
+            raise ValueError("write auto, off, or steps that ascend, e.g. 10,30,100") from None
 
     @field_validator("columns")
     @classmethod
@@ -161,10 +155,7 @@ class SearchRequest(Dimensions):
         if isinstance(self.rungs, list) and self.rungs[-1] > self.steps:
             faults.append(f"rungs: {self.rungs[-1]} is beyond the {self.steps} steps of a trial; raise --steps")
         if self.steps_total is not None and self.steps_total < self.steps:
-            total = self.steps_total
-            faults.append(
-                f"steps_total: {total} does not hold one trial of {self.steps} steps; raise it, or lower --steps"
-            )
+            faults.append(f"steps_total: {self.steps_total} does not hold the {self.steps} steps of a trial; raise it")
         if self.executor == "local" and self.ray_address is not None:
             faults.append(f"ray_address: {self.ray_address!r} means nothing with --executor local; drop one of the two")
         if self.executor == "local" and self.gpus_per_worker is not None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -28,10 +27,10 @@ from autopeft.margin import safety_margin
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
+from autopeft.search.reconciliation import CANDIDATE, disagrees, reconcile, told
 from autopeft.search.rungs import Ladder, Scorer, Standing
 from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceExhausted
 
-CANDIDATE = "candidate"
 FIXED = "fixed"
 STUDY_NAME = "autopeft"
 
@@ -97,12 +96,12 @@ class Study:
         with _told_of(url):
             self._storage = _connect(url)
             stored = _open(self._storage, name, problem)
-            if self._disagrees(stored, records):
+            if disagrees(stored, records):
                 optuna.delete_study(study_name=name, storage=self._storage)
                 stored = _open(self._storage, name, problem)
         self._study_id = stored._study_id
         self._distributions = distributions(problem.space)
-        self._reconcile(stored, records)
+        reconcile(self._storage, stored, records, problem=problem, known=self._distributions)
         self._memory = InMemoryStorage()
         self._study = optuna.create_study(
             storage=self._memory,
@@ -192,7 +191,7 @@ class Study:
             self._storage.set_trial_intermediate_value(self._stored_ids[record.number], last.step, last.loss)
             self._memory.set_trial_intermediate_value(record.number, last.step, last.loss)
         else:
-            state, values = _told(record, self._problem)
+            state, values = told(record, self._problem)
             self._storage.set_trial_state_values(self._stored_ids[record.number], state, values)
             self._study.tell(record.number, values, state=state)
         self._place(record)
@@ -207,33 +206,6 @@ class Study:
         """Let go of the storage; of SQLite, one file is left that can be copied."""
         self._storage.remove_session()
         self._storage.engine.dispose()
-
-    def _disagrees(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> bool:
-        """Tell whether storage and records disagree: one is an old copy, or somebody took a record out."""
-        trials = stored.get_trials(deepcopy=False)
-        recorded = {r.number: canonical_json(r.candidate.values) for r in records}
-        other = any(trials[n].user_attrs.get(CANDIDATE) != of for n, of in recorded.items() if n < len(trials))
-        complete = {t.number for t in trials if t.state is TrialState.COMPLETE}
-        unknown = any(CANDIDATE not in t.user_attrs for t in trials if not t.state.is_finished())
-        ended = {r.number for r in records if r.state != "paused"}
-        return other or unknown or bool(recorded and complete - ended)
-
-    def _reconcile(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> None:
-        """Bring the storage to what the records say; they are written first, so they never know less."""
-        trials = stored.get_trials(deepcopy=False)
-        by_number = {record.number: record for record in records}
-        for trial in trials:
-            if trial.number not in by_number or trial.state.is_finished():
-                continue
-            record = by_number[trial.number]
-            if record.state != "paused":
-                self._storage.set_trial_state_values(trial._trial_id, *_told(record, self._problem))
-            for step, loss in _losses(record).items() if record.state == "paused" else ():
-                if step not in trial.intermediate_values:
-                    self._storage.set_trial_intermediate_value(trial._trial_id, step, loss)
-        # A study that was lost, wholly or its last commits, is rebuilt; numbers stay what they were.
-        for number in range(len(trials), max(by_number, default=-1) + 1):
-            stored.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
 
     def _enqueue_start(self) -> None:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
@@ -307,35 +279,3 @@ def _make_durable(path: Path) -> None:
         raise DamagedRunError(
             f"study: {path.name} is damaged ({error}). Delete it: resume rebuilds it from records.jsonl."
         ) from error
-
-
-def _told(record: TrialRecord, problem: Problem) -> tuple[TrialState, list[float] | None]:
-    if record.state == "complete":
-        return TrialState.COMPLETE, [record.values[o.name] for o in problem.objectives]
-    if record.state == "paused":
-        return TrialState.RUNNING, None
-    # A failure teaches the engine nothing; an infeasible or stopped one did run.
-    return (TrialState.FAIL if record.state == "failed" else TrialState.PRUNED), None
-
-
-def _losses(record: TrialRecord) -> dict[int, float]:
-    """Give a trial's held-out loss at each rung."""
-    return {result.step: result.loss for result in record.rungs}
-
-
-def _rebuilt(record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    if record is None:
-        return create_trial(state=TrialState.FAIL)
-    state, values = _told(record, problem)
-    params: dict[str, Any] = encode(problem.space, record.candidate)
-    return create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: known[name] for name in params},
-        intermediate_values=_losses(record) if record.state == "paused" else None,
-        user_attrs={
-            CANDIDATE: canonical_json(record.candidate.values),
-            IDENTITY: problem.identity(record.candidate),
-        },
-    )

@@ -6,7 +6,9 @@ it is attached; kept is only what training changes. The cursor in the data is th
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from autopeft.trial.train import Learner
 
 _TRAINED, _OPTIMIZER, _ALLOCATION, _RANDOM = "trained/", "optimizer/", "allocation/", "random/"
-_FIELD, _DIGEST = "checkpoint", "digest"
+_FIELDS, _DIGEST = "checkpoint", "digest"
 
 
 class CheckpointError(TrialError):
@@ -135,39 +137,46 @@ def path_of(unit: WorkUnit, step: int) -> Path:
     return Path(unit.state_dir) / f"{step}.safetensors"
 
 
-def write(checkpoint: Checkpoint, path: Path, *, unit: WorkUnit) -> None:
-    """Write a state, whole or not at all."""
-    fields = {
-        "of": _identity(unit),
-        "optimizer": checkpoint.optimizer,
-        "scaler": checkpoint.scaler,
-        "allocation": checkpoint.allocation,
-        "losses": checkpoint.losses,
-        "peak_bytes": checkpoint.peak_bytes,
-        "reserved_bytes": checkpoint.reserved_bytes,
-        "seconds": checkpoint.seconds,
-    }
-    said = {_FIELD: json.dumps(fields), _DIGEST: _digest(checkpoint.tensors)}
+def leave(checkpoint: Checkpoint, unit: WorkUnit, *, run_dir: Path) -> None:
+    """Write the state that a unit ends with, whole or not at all."""
+    fields: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    tensors = fields.pop("tensors")
+    text = json.dumps({**fields, "of": _identity(unit)})
+    path = run_dir / path_of(unit, unit.steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     # An orphan of a killed driver may still be writing the same state.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    safetensors.torch.save_file(dict(checkpoint.tensors), partial, metadata=said)
+    safetensors.torch.save_file(tensors, partial, metadata={_FIELDS: text, _DIGEST: _digest(tensors, text)})
     partial.replace(path)
 
 
-def read(path: Path, *, unit: WorkUnit) -> Checkpoint:
-    """Read the state that a unit goes on from.
+def find(unit: WorkUnit, *, run_dir: Path, trained: Mapping[str, Tensor] | None = None) -> Checkpoint | None:
+    """Read the state that a unit goes on from; None if it begins, or must begin anew because that is lost.
 
-    Raises:
-        CheckpointError: If it is missing, damaged, or that of another training.
+    Args:
+        trained: What is trained of its adapter, by name, where that is known.
     """
+    if not unit.first:
+        return None
+    try:
+        checkpoint = _read(run_dir / path_of(unit, unit.first), unit)
+        if trained is not None:
+            checkpoint.check(trained)
+        return checkpoint
+    except CheckpointError as error:
+        told = "trial %s begins anew, for its state at step %s is lost: %s"
+        logging.getLogger(__name__).warning(told, unit.trial, unit.first, error)
+        return None
+
+
+def _read(path: Path, unit: WorkUnit) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        fields = json.loads(said[_FIELD])
-        if said[_DIGEST] != _digest(tensors):
+        if said[_DIGEST] != _digest(tensors, said[_FIELDS]):
             raise CheckpointError(f"{path.name} is damaged")
+        fields = json.loads(said[_FIELDS])
         if fields.pop("of") != _identity(unit) or len(fields["losses"]) != unit.first:
             raise CheckpointError(f"{path.name} is the state of another training")
         return Checkpoint(tensors, **{**fields, "losses": tuple(fields["losses"])})
@@ -181,9 +190,9 @@ def _identity(unit: WorkUnit) -> str:
     return digest([unit.plan.to_dict(), unit.seed, unit.whole])
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Checksum tensors and their names."""
-    hashed = xxhash.xxh3_64()
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Checksum tensors, their names, and what is said beside them."""
+    hashed = xxhash.xxh3_64(text.encode())
     for name in sorted(tensors):
         hashed.update(name.encode())
         hashed.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

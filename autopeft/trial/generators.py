@@ -16,7 +16,7 @@ def random_state(device: str) -> State:
 def set_random_state(state: State, device: str) -> None:
     """Set the generators to a state."""
     torch.set_rng_state(state[0])
-    if len(state) > 1:
+    if len(state) > 1 and device.startswith("cuda"):
         torch.cuda.set_rng_state(state[1], device)
 
 

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Training:
     """What a training gave, from its first step on: memory, time, and the loss of each step.
 
     Attributes:
-        checkpoint: What it can be gone on from; None if it is over.
+        checkpoint: What it can be gone on from, but for what was measured; None if it is over.
     """
 
     peak_bytes: int
@@ -46,6 +46,15 @@ class Training:
     seconds: float
     losses: tuple[float, ...]
     checkpoint: Checkpoint | None = None
+
+    @property
+    def state(self) -> Checkpoint | None:
+        """What it can be gone on from; None if it is over."""
+        if self.checkpoint is None:
+            return None
+        return replace(
+            self.checkpoint, peak_bytes=self.peak_bytes, reserved_bytes=self.reserved_bytes, seconds=self.seconds
+        )
 
 
 def make_optimizer(recipe: Recipe, trained: Sequence[torch.nn.Parameter]) -> Any:

@@ -22,7 +22,6 @@ from autopeft.trial import checkpoint
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
 from autopeft.trial.batches import Batch, Steps, TrainBatches, largest
-from autopeft.trial.checkpoint import Checkpoint, CheckpointError
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.memory import capacity_bytes, in_use_bytes, ran_out_of_memory
 from autopeft.trial.model import ModelSource, checksum, load_base, load_config, load_tokenizer
@@ -136,7 +135,7 @@ class TrialWorker:
         return {}
 
     def _train_group(self, units: Mapping[int, WorkUnit], base: Base) -> dict[int, Measurement | Exception]:
-        begun = {i: state for i, unit in units.items() if (state := self._saved(unit)) is not None}
+        begun = {i: state for i, unit in units.items() if (state := checkpoint.find(unit, run_dir=self._run_dir))}
         # One whose state is lost begins anew, and is not where the others are.
         units = {i: unit for i, unit in units.items() if not unit.first or i in begun}
         if len(units) < 2:
@@ -215,7 +214,7 @@ class TrialWorker:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
         batches = self._batches.first(unit.whole, recipe)
         adapted = self._attach(unit, base, batches)
-        begun = self._saved(unit, adapted)
+        begun = checkpoint.find(unit, run_dir=self._run_dir, trained=trained_of(adapted))
         with self._reusing(adapted, base, unit):
             training = train(
                 adapted,
@@ -233,20 +232,6 @@ class TrialWorker:
             )
             base.resident.settle(adapted)
             return replace(self._judge(unit, base, adapted, training), restarted=bool(unit.first) and begun is None)
-
-    def _saved(self, unit: WorkUnit, adapted: Any = None) -> Checkpoint | None:
-        """Read the state that a unit goes on from; None if it begins, or must begin anew."""
-        if not unit.first:
-            return None
-        try:
-            state = checkpoint.read(self._run_dir / checkpoint.path_of(unit, unit.first), unit=unit)
-            if adapted is not None:
-                state.check(trained_of(adapted))
-            return state
-        except CheckpointError as error:
-            told = "trial %s begins anew, for its state at step %s is lost: %s"
-            logging.getLogger(__name__).warning(told, unit.trial, unit.first, error)
-            return None
 
     def _attach(self, unit: WorkUnit, base: Base, batches: Sequence[Sequence[Batch]]) -> Any:
         assert unit.plan is not None
@@ -274,14 +259,8 @@ class TrialWorker:
         metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
-        if training.checkpoint is not None and unit.state_dir:
-            state = replace(
-                training.checkpoint,
-                peak_bytes=training.peak_bytes,
-                reserved_bytes=training.reserved_bytes,
-                seconds=training.seconds,
-            )
-            checkpoint.write(state, self._run_dir / checkpoint.path_of(unit, unit.steps), unit=unit)
+        if (state := training.state) is not None and unit.state_dir:
+            checkpoint.leave(state, unit, run_dir=self._run_dir)
         head_params = sum(self._head.values())
         every = max(1, unit.steps // 50)
         return Measurement(

@@ -159,7 +159,7 @@ def test_a_runner_of_ones_own_is_told_the_steps(rungs: Any, steps: set[int], tmp
         ({"rungs": [0, 5]}, "rungs: .*write auto, off, or steps that ascend"),
         ({"rungs": []}, "rungs: .*write auto, off, or steps that ascend"),
         ({"rungs": "10,200", "steps": 100}, "rungs: 200 is beyond the 100 steps of a trial; raise --steps"),
-        ({"steps_total": 50, "steps": 100}, "steps_total: 50 does not hold one trial of 100 steps"),
+        ({"steps_total": 50, "steps": 100}, "steps_total: 50 does not hold the 100 steps of a trial; raise it"),
         ({"steps_total": 0}, "steps_total: 0: "),
     ],
 )
