@@ -124,7 +124,7 @@ class Groups:
         bare: Bare,
         batches: Sequence[Sequence[Batch]],
         attach: Callable[[WorkUnit], Any],
-        begun: Checkpoint | None,
+        begun: Checkpoint | None = None,
     ) -> Trainee:
         """Attach an adapter, and lift it off the base again."""
         assert unit.plan is not None
