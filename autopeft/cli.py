@@ -55,6 +55,9 @@ REQUEST: dict[str, Any] = {
         str | None, _LIMITS, "Steps after which only the best trials go on: auto, off, or e.g. 10,30,100."
     ),
     "space": _option(str | None, _LIMITS, "Name of a search space, or a YAML file."),
+    "final_seeds": _option(
+        int | None, _LIMITS, "Other seeds to train the front's points again with, judged on the test split; 0 for none."
+    ),
     "objectives": _option(str | None, _LIMITS, "What to optimise, e.g. quality,params,memory."),
     "sampler": _option(str | None, _LIMITS, "Engine that proposes candidates: tpe, nsga2, random."),
     "steps": _option(int | None, _TRAINING, "Optimiser steps a trial."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +23,22 @@ ENDINGS = {
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When to stop: after so many candidates begun or optimiser steps taken, both counted over all sittings, or so many
-    seconds of this one."""
+    seconds of this one.
+
+    Attributes:
+        reserved: Records -> seconds that are kept for what comes after the search.
+    """
 
     trials: int | None
     seconds: float | None
     steps: int | None = None
+    reserved: Callable[[Sequence[TrialRecord]], float] = lambda records: 0.0
+
+
+def typical_seconds(records: Sequence[TrialRecord]) -> float:
+    """Give the seconds that a whole training usually takes; 0 before one is complete."""
+    seconds = [r.seconds for r in records if r.state == "complete"]
+    return statistics.median(seconds) if seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)

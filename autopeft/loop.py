@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError
 from autopeft.execute.protocol import Executor
+from autopeft.finals import baseline, kept
 from autopeft.labels import describe
 from autopeft.limits import Ending, Ledger, Limits, Stretch
 from autopeft.pareto import front, quality_objective
@@ -60,11 +61,12 @@ def search(
     exhausted = False
     held: Ending | None = None  # what keeps paused trials from going on
     barred: Ending | None = None  # what keeps candidates from being begun
-    points = front(store.records, problem.objectives)
+    points, compared = front(store.records, problem.objectives), baseline(store.records, problem.objectives)
 
     def bars(proposal: Proposal | None) -> Ending | None:
         stretch = Stretch(0, study.first_rung or steps) if proposal is None else _stretch(proposal, steps)
-        return ledger.bars(stretch, seconds_left=deadline - clock(), together=executor.together)
+        left = deadline - clock() - (limits.reserved(store.records) if limits.seconds else 0.0)
+        return ledger.bars(stretch, seconds_left=left, together=executor.together)
 
     def may(proposal: Proposal) -> bool:
         nonlocal held
@@ -84,7 +86,7 @@ def search(
         return proposal
 
     def settle(outcome: Outcome) -> None:
-        nonlocal points
+        nonlocal points, compared
         proposal = running.pop(outcome.trial)
         before = store.record(outcome.trial)
         record = judge(problem, proposal, outcome, seed=seed, steps=steps, before=before)
@@ -93,10 +95,11 @@ def search(
         taken = record.steps - (before.steps if before else 0)
         ledger.end(record, seconds=outcome.seconds, steps=taken)
         points = front([*points, record], problem.objectives)  # what is dominated once stays so
+        compared = baseline([*compared, record], problem.objectives)
         if saves_adapters:
             store.keep_state(record)
             if record.state == "complete":
-                store.keep_adapters(point.number for point in points)
+                store.keep_adapters(kept([*points, *compared], problem.objectives))
         view.finished(record, points)
         sitting.append(record)
         _stop_if_hopeless(sitting)

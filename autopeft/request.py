@@ -56,6 +56,9 @@ class SearchRequest(Dimensions):
     rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(
         RUNGS, description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
     )
+    final_seeds: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="other seeds to train the front's points again with, judged on the test split; 0 for none"
+    )
     bits: list[int] | None = Field(None, description="bits of the frozen base to search; by default the space's")
     eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
     generate_rows: Annotated[int, Field(ge=1)] = Field(

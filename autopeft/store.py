@@ -5,6 +5,7 @@
     request.yaml    every field of the request
     run.json        RunInfo: anatomy, data, versions, hardware
     records.jsonl   one TrialRecord a work unit, written before the study is told; of a trial the last one counts
+    finals.jsonl    one TrialRecord a line of the front's points, trained again with other seeds
     study.db        the Optuna study (rebuilt from the records if it is lost)
     data/           the rows that the search reads, tokenised
     adapters/NNNN/  the adapters of the front, in PEFT's format
@@ -19,7 +20,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from autopeft.errors import DamagedRunError, RequestError
 from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
 from autopeft.request import SearchRequest, make_request, read_fields, write_request
 
-_LOCK = ".lock"
+_LOCK, _RECORDS, _FINALS = ".lock", "records.jsonl", "finals.jsonl"
 _PREPARATION = {_LOCK, "data", "run.json", ".run.json.partial", ".request.yaml.partial"}
 
 
@@ -49,6 +50,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: dict[int, TrialRecord] = {}
+        self._finals: list[TrialRecord] = []
         self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
@@ -97,8 +99,9 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self._take_lock()
-        self._records = {record.number: _in_short(record) for record in self._read_records(repair=True)}
-        self._with_adapter = set(self._records)
+        self._records = _last_of(_in_short(record) for record in self._read_lines(_RECORDS, repair=True))
+        self._finals = _first_of(_in_short(record) for record in self._read_lines(_FINALS, repair=True))
+        self._with_adapter = {n for n, record in self._records.items() if record.state != "paused"}
         return self
 
     def __exit__(
@@ -133,35 +136,48 @@ class RunDirectory:
     @property
     def records(self) -> Sequence[TrialRecord]:
         """The last record of each trial, oldest first; of an open run in short, as a driver holds them for days."""
-        return list(self._records.values()) or self._read_records(repair=False)
+        return list((self._records or _last_of(self._read_lines(_RECORDS, repair=False))).values())
 
     def record(self, number: int) -> TrialRecord | None:
         """Give the last record of a trial of an open run, in short."""
         return self._records.get(number)
 
     def append(self, record: TrialRecord) -> None:
-        """Write a record down for good: one line, flushed to the disk."""
+        """Write the record of a trial down for good: one line, flushed to the disk."""
+        self._append_line(_RECORDS, record)
+        _keep(self._records, _in_short(record))
+        if record.state != "paused":  # its adapter may be saved before it is recorded again
+            self._with_adapter.add(record.number)
+
+    @property
+    def finals(self) -> Sequence[TrialRecord]:
+        """What finalists gave that were trained again, oldest first: the trial's number, another seed."""
+        return self._finals or _first_of(self._read_lines(_FINALS, repair=False))
+
+    def append_final(self, record: TrialRecord) -> None:
+        """Write down what a finalist gave."""
+        self._append_line(_FINALS, record)
+        self._finals.append(_in_short(record))
+
+    def _append_line(self, name: str, record: TrialRecord) -> None:
         line = json.dumps({"schema": SCHEMA_VERSION, **record.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n"
-        with (self.path / "records.jsonl").open("ab") as file:
+        with (self.path / name).open("ab") as file:
             # A lone surrogate, as in the name of a file, becomes its JSON escape.
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        _keep(self._records, _in_short(record))
-        self._with_adapter.add(record.number)
 
-    def _read_records(self, *, repair: bool) -> list[TrialRecord]:
-        """Read the records; a last line that a kill cut short is dropped, any other fault is damage."""
-        path = self.path / "records.jsonl"
+    def _read_lines(self, name: str, *, repair: bool) -> Iterator[TrialRecord]:
+        """Read a file of records; a last line that a kill cut short is dropped, any other fault is damage."""
+        path = self.path / name
         if not path.exists():
-            return []
+            return
         data = path.read_bytes()
         whole, _, torn = data.rpartition(b"\n")
         if torn and repair:
-            self.notes.append("records.jsonl ended in a torn line; it was dropped, and its trial runs again")
+            self.notes.append(f"{name} ended in a torn line; it was dropped, and its trial runs again")
             with path.open("r+b") as file:
                 file.truncate(len(whole) + (1 if whole else 0))
-        records: dict[int, TrialRecord] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 fields = json.loads(line)
@@ -170,14 +186,12 @@ class RunDirectory:
                         f"{path}: line {number} has schema {fields['schema']}, this autopeft reads {SCHEMA_VERSION}; "
                         "use the version that wrote it"
                     )
-                record = TrialRecord.from_dict(fields)
+                yield TrialRecord.from_dict(fields)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DamagedRunError(
                     f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or delete the line to run its trial again"
                 ) from None
-            _keep(records, record)
-        return list(records.values())
 
     def begin(self, request: SearchRequest, info: RunInfo) -> None:
         """Write run.json, then request.yaml: with that the folder is a run that can be resumed."""
@@ -237,6 +251,14 @@ class RunDirectory:
         self._with_adapter &= kept
 
 
+def _last_of(records: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
+    """Give the record of each trial that counts, by its number."""
+    kept: dict[int, TrialRecord] = {}
+    for record in records:
+        _keep(kept, record)
+    return kept
+
+
 def _keep(records: dict[int, TrialRecord], record: TrialRecord) -> None:
     """Take a record among those that count, oldest first.
 
@@ -245,6 +267,14 @@ def _keep(records: dict[int, TrialRecord], record: TrialRecord) -> None:
     if record.number not in records or records[record.number].state == "paused":
         records.pop(record.number, None)
         records[record.number] = record
+
+
+def _first_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Keep the first record of each training: an orphan of a killed driver may have written another."""
+    kept: dict[tuple[int, int], TrialRecord] = {}
+    for record in records:
+        kept.setdefault((record.number, record.seed), record)
+    return list(kept.values())
 
 
 def _in_short(record: TrialRecord) -> TrialRecord:

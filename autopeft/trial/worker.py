@@ -256,7 +256,10 @@ class TrialWorker:
         """Evaluate and save what was trained."""
         assert unit.plan is not None
         start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
+        metrics: dict[str, float] = {}
+        for split in unit.splits:
+            found = evaluate(adapted, self._data, split, tokenizer=self._tokenizer, device=self._device)
+            metrics |= {f"{split}_{name}": value for name, value in found.items()} if metrics else found
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         if (state := training.state) is not None and unit.state_dir:
