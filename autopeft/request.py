@@ -50,7 +50,7 @@ class SearchRequest(Dimensions):
         None, description="how many candidates to train; by default 24 if there is no other limit"
     )
     steps_total: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="most optimiser steps of the whole search, over all trials"
+        None, description="most optimiser steps of the whole search, over all trials; finalists come on top"
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
     rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(

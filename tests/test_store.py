@@ -183,6 +183,18 @@ def test_the_states_that_paused_trials_go_on_from_are_kept_and_others_removed(ru
     assert [folder.name for folder in (run.path / "states").iterdir()] == ["0000"]
 
 
+def test_an_adapter_that_is_being_saved_by_a_trial_that_had_paused_is_left_alone(run):
+    with run:
+        run.append(paused(0, 1))
+        (run.path / adapter_dir(0)).mkdir(parents=True)
+        run.append(record(1))
+        run.keep_adapters([1])
+        assert (run.path / adapter_dir(0)).is_dir()
+        run.append(record(0))
+        run.keep_adapters([1])
+        assert not (run.path / adapter_dir(0)).exists()
+
+
 def test_what_json_has_no_form_for_is_written_all_the_same(run):
     odd = record(0, reason="a file \udce9 \u2028", traceback="\x00\x1b[31m")
     odd = replace(odd, measurement=Measurement(0.1, metrics={"perplexity": float("inf")}))
