@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 RUNGS: Literal["auto", "off"] = "off"
 """Whether trials pause at rungs where nobody says."""
-_AUTO_RUNGS = 27
-"""Steps of a trial below which a ninth of them tells nothing."""
+_AUTO_RUNGS = 27  # steps of a trial below which a ninth of them tells nothing
 
 NO_LIMIT = "none"
 """The budget that is no limit."""

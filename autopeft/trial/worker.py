@@ -31,8 +31,7 @@ from autopeft.trial.states import ROOM_FOR_STATES, States
 from autopeft.trial.together import Groups
 from autopeft.trial.train import Training, train, trained_of
 
-SAMPLE = 8
-"""Batches that an adapter may look at before it is trained."""
+SAMPLE = 8  # batches that an adapter may look at before it is trained
 T = TypeVar("T")
 
 
