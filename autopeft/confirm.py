@@ -102,6 +102,7 @@ def _unit(
         candidate=record.candidate,
         steps=steps,
         seed=seed,
+        data_seed=seed,
         plan=problem.plan(record.candidate),
         head_params=problem.anatomy.head_params if problem.anatomy else 0,
         splits=tuple(splits),

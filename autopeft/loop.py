@@ -164,6 +164,7 @@ def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, sa
         candidate=proposal.candidate,
         steps=proposal.steps or steps,
         seed=seed,
+        data_seed=seed,
         plan=problem.plan(proposal.candidate),
         head_params=problem.anatomy.head_params if problem.anatomy else 0,
         adapter_dir=adapter_dir(proposal.number) if saves_adapter and not proposal.steps else "",

@@ -239,6 +239,8 @@ class WorkUnit(_Plain):
     Attributes:
         plan: The adapter to build; None for a custom runner, which reads the candidate itself.
         steps: Optimiser steps that the candidate has taken at the end of the unit.
+        seed: Of the adapter's start and dropout.
+        data_seed: Of the order of the data.
         splits: What it is judged on; its quality is that of the first.
         adapter_dir: Where the adapter is saved, relative to the run directory; "" for nowhere.
         first: Steps that an earlier unit has taken; this one goes on from the state that it left.
@@ -253,6 +255,7 @@ class WorkUnit(_Plain):
     seed: int
     plan: AdapterPlan | None = None
     head_params: int = 0
+    data_seed: int = 0
     splits: tuple[Split, ...] = ("validation",)
     adapter_dir: str = ""
     first: int = 0

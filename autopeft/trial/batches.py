@@ -24,7 +24,8 @@ encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All i
 one, `position_ids` in place of the mask."""
 
 _KEPT = 4
-"""Most kinds of rows (their number, length and packing) whose batches are kept; a search has one, or a few."""
+"""Most kinds of rows (their number, length and packing), in an order of them, whose batches are kept; a search has one,
+or a few."""
 
 _KEPT_BYTES = 2**26
 """Most bytes of one kind's batches that are kept; those of later steps are made each time."""
@@ -91,12 +92,12 @@ class TrainBatches:
     What is kept is bounded: a few kinds of rows, and of each the first so many bytes.
     """
 
-    def __init__(self, prepared: Prepared, *, seed: int) -> None:
-        self._prepared, self._seed = prepared, seed
-        self._made: dict[Recipe, _Made] = {}
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._made: dict[tuple[Recipe, int], _Made] = {}
 
-    def first(self, steps: int, recipe: Recipe) -> Steps:
-        """Give the batches of the first steps; nothing may change them."""
+    def first(self, steps: int, recipe: Recipe, *, seed: int) -> Steps:
+        """Give the batches of the first steps, in the order that a seed gives; nothing may change them."""
         rows = Recipe(
             0.0,
             batch_size=recipe.batch_size,
@@ -104,16 +105,16 @@ class TrainBatches:
             max_length=recipe.max_length,
             packing=recipe.packing,
         )
-        made = self._made.pop(rows, _Made())
+        made = self._made.pop((rows, seed), _Made())
         while len(self._made) >= _KEPT:
             self._made.pop(next(iter(self._made)))
-        self._made[rows] = made
-        return Steps(partial(self._parts, rows, made), range(steps))
+        self._made[rows, seed] = made
+        return Steps(partial(self._parts, rows, seed, made), range(steps))
 
-    def _parts(self, rows: Recipe, made: _Made, step: int) -> list[Batch]:
+    def _parts(self, rows: Recipe, seed: int, made: _Made, step: int) -> list[Batch]:
         if step < len(made.batches):
             return made.batches[step]
-        parts = train_parts(self._prepared, step, recipe=rows, seed=self._seed)
+        parts = train_parts(self._prepared, step, recipe=rows, seed=seed)
         size = sum(tensor.nbytes for part in parts for tensor in part.values())
         if step == len(made.batches) and made.held_bytes + size <= _KEPT_BYTES:
             made.batches.append(parts)

@@ -187,7 +187,7 @@ def _read(path: Path, unit: WorkUnit) -> Checkpoint:
 def _identity(unit: WorkUnit) -> str:
     """Give what makes trainings the same one."""
     assert unit.plan is not None
-    return digest([unit.plan.to_dict(), unit.seed, unit.whole])
+    return digest([unit.plan.to_dict(), unit.seed, unit.data_seed, unit.whole])
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

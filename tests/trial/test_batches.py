@@ -104,8 +104,8 @@ def test_batches_that_lie_on_the_border_of_passes_leave_no_row_out():
 
 def test_a_short_training_reads_what_a_long_one_begins_with():
     recipe = Recipe(0.1, batch_size=4)
-    short = TrainBatches(make_long(), seed=2).first(30, recipe)
-    long = TrainBatches(make_long(), seed=2).first(100, recipe)
+    short = TrainBatches(make_long()).first(30, recipe, seed=2)
+    long = TrainBatches(make_long()).first(100, recipe, seed=2)
     for few, many in zip(short, long, strict=False):
         assert all(torch.equal(few[0][name], many[0][name]) for name in few[0])
 
@@ -147,19 +147,26 @@ def test_a_batch_larger_than_the_data():
     assert sorted(Counter(rows_of(batch)).values()) == [2, 3, 3]
 
 
+def test_each_seed_has_its_own_order():
+    recipe, kept = Recipe(0.1, batch_size=4), TrainBatches(make_long())
+    read = {seed: [rows_of(part) for (part,) in kept.first(6, recipe, seed=seed)] for seed in (1, 2, 1)}
+    assert read[1] != read[2]
+    assert read[2] == [rows_of(train_batch(make_long(), step, rows=4, seed=2)) for step in range(6)]
+
+
 def test_batches_are_made_once_until_there_is_no_room(monkeypatch):
     prepared, made = make_prepared(), []
     real = batches_module.train_parts
     monkeypatch.setattr(batches_module, "train_parts", lambda *a, **k: made.append(a[1]) or real(*a, **k))
     (one,) = real(prepared, 0, recipe=Recipe(0.0, batch_size=10), seed=1)  # every step has all ten rows
     monkeypatch.setattr(batches_module, "_KEPT_BYTES", 3 * sum(tensor.nbytes for tensor in one.values()))
-    kept = TrainBatches(prepared, seed=1)
+    kept = TrainBatches(prepared)
     recipe = Recipe(0.5, batch_size=10)
     for _ in range(2):
-        read = [rows_of(part) for (part,) in kept.first(5, recipe)]
+        read = [rows_of(part) for (part,) in kept.first(5, recipe, seed=1)]
         assert read == [rows_of(train_batch(prepared, step, rows=10, seed=1)) for step in range(5)]
     assert made == [0, 1, 2, 3, 4, 3, 4]
-    assert [rows_of(part) for (part,) in kept.first(5, recipe)[1:3]] == read[1:3]
+    assert [rows_of(part) for (part,) in kept.first(5, recipe, seed=1)[1:3]] == read[1:3]
 
 
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 8), (8, 8), (5, 10)])

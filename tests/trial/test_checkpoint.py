@@ -259,6 +259,7 @@ def test_a_state_is_of_one_seed_plan_and_horizon(setting, worker_of):
     worker.run(first)
     assert not worker.run(last).restarted
     assert worker.run(replace(last, seed=5)).restarted
+    assert worker.run(replace(last, data_seed=5)).restarted
     assert worker.run(replace(last, steps=8, horizon=8)).restarted
     other = unit_of(setting["llama"][2], LORA, lr_scheduler="cosine")
     assert worker.run(parts_of(other, (0, 3, 9))[1]).restarted

@@ -42,11 +42,13 @@ class Groups:
         self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
-        """Give the first unit and those that can be trained with it, no more than pay; all are equally far."""
+        """Give the first unit and those that can be trained with it, no more than pay: they are equally far, and read the
+        same batches."""
         first = next(iter(units))
         if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
-        alike = [i for i, unit in units.items() if self._kind(unit) == kind and unit.first == units[first].first]
+        where = units[first].first, units[first].data_seed
+        alike = [i for i, unit in units.items() if self._kind(unit) == kind and (unit.first, unit.data_seed) == where]
         return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
