@@ -42,8 +42,8 @@ class Groups:
         self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
-        """Give the first unit and those that can be trained with it, no more than pay: they are equally far, and read the
-        same batches."""
+        """Give the first unit and those that can be trained with it, no more than pay: equally far, and on
+        the same batches."""
         first = next(iter(units))
         if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
