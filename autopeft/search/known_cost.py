@@ -78,13 +78,6 @@ class KnownCost:
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
 
-    def values_of(self, trials: Sequence[Observed], candidates: Sequence[Candidate]) -> Array | None:
-        """Give the logarithm of each candidate's expected hypervolume improvement; None while there is no model."""
-        done, results = self._results(trials)
-        if len(done) < STARTUP:
-            return None
-        return self._score(self._believe(results, by_ratio=True), candidates)
-
     def _believe(self, results: Results, *, by_ratio: bool) -> Belief:
         """Give the belief; costs are compared by ratio and by difference in turn, as some look at them and others."""
         kernel = self._features.kernel

@@ -39,26 +39,20 @@ class Standing:
     start: bool = False
 
 
-Scorer = Callable[[Sequence[Standing]], ArrayLike]
-"""Paused trials of one rung -> what going on with each is worth, ``(n_paused,)``; larger is better."""
-
-
 class Ladder:
     """The rungs of a search, and who stands where.
 
     Args:
         rungs: Steps at which trials pause, ascending; without the end of a training, where nobody does.
-        scorer: Says which paused trials to go on with, in place of the ranking here: as many of the best as keeps those
-            that went on from a rung at 1/eta of those that got there.
 
     Raises:
         ValueError: If the rungs do not ascend from 1.
     """
 
-    def __init__(self, rungs: Sequence[int] = (), *, eta: int = ETA, scorer: Scorer | None = None) -> None:
+    def __init__(self, rungs: Sequence[int] = (), *, eta: int = ETA) -> None:
         if list(rungs) != sorted({*rungs}) or any(step < 1 for step in rungs):
             raise ValueError(f"rungs {list(rungs)} do not ascend from 1")
-        self._steps, self._eta, self._scorer = tuple(rungs), eta, scorer
+        self._steps, self._eta = tuple(rungs), eta
         self._reached: dict[int, dict[int, Standing]] = {step: {} for step in rungs}
         self._paused: dict[int, Standing] = {}
         self._best_at: dict[int, list[int]] = {}  # until another one gets there
@@ -105,10 +99,6 @@ class Ladder:
         room = -(-len(everyone) // self._eta) if closing else len(everyone) // self._eta
         if not waiting or not room:
             return []
-        if self._scorer is not None:
-            gone = sum(s.number not in self._paused and not s.start for s in everyone)
-            values = np.asarray(self._scorer(waiting), dtype=np.float64)
-            return [waiting[i] for i in np.argsort(-values, kind="stable")[: max(0, room - gone)]]
         if len(self._best_at.get(step, ())) < room:
             self._best_at[step] = best_of([[s.result.loss, *s.result.costs] for s in everyone], room)
         waits = {s.number for s in waiting}

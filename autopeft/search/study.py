@@ -28,7 +28,7 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
 from autopeft.search.reconciliation import CANDIDATE, disagrees, reconcile, told
-from autopeft.search.rungs import Ladder, Scorer, Standing
+from autopeft.search.rungs import Ladder, Standing
 from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceExhausted
 
 FIXED = "fixed"
@@ -74,7 +74,6 @@ class Study:
 
     Args:
         rungs: Steps at which trials pause; see `Ladder`.
-        scorer: What going on with paused trials is worth; by default the ladder's own ranking.
     """
 
     def __init__(
@@ -87,7 +86,6 @@ class Study:
         records: Sequence[TrialRecord] = (),
         name: str = STUDY_NAME,
         rungs: Sequence[int] = (),
-        scorer: Scorer | None = None,
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
@@ -116,7 +114,7 @@ class Study:
         self._again = [(t.number, Candidate(json.loads(t.user_attrs[CANDIDATE]))) for t in unfinished]
         self._enqueue_start()
         self._enqueue_stopped(records)
-        self._ladder = Ladder(rungs, scorer=scorer)
+        self._ladder = Ladder(rungs)
         self._starts = {problem.identity(candidate) for candidate in problem.starts()} if rungs else set()
         for record in records:
             self._place(record)

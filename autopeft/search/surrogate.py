@@ -138,16 +138,6 @@ def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array 
     return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights)
 
 
-def leave_one_out(model: GaussianProcess, y: Array) -> tuple[Array, Array]:
-    """Predict each observation from all others, hyperparameters unchanged: mean and deviation, noise included.
-
-    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 5.4.2.
-    """
-    inverse = cho_solve((model.factor, True), np.eye(len(y)), check_finite=False)
-    variance = 1 / np.diag(inverse)
-    return y - model.scale * model.weights * variance, model.scale * np.sqrt(variance)
-
-
 def _standardised(y: Array) -> tuple[Array, float, float]:
     # By the largest first, or the squares of very large numbers are infinite.
     largest = float(np.abs(y).max()) or 1.0

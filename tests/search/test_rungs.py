@@ -177,23 +177,6 @@ def test_when_no_more_are_begun_the_best_of_few_goes_on():
     assert ladder.promote(closing=True).result.step == 3
 
 
-def test_a_scorer_says_who_goes_on_and_the_ladder_how_many():
-    asked = []
-
-    def scorer(waiting):
-        asked.append([s.number for s in waiting])
-        return [float(s.number % 4) for s in waiting]
-
-    ladder = Ladder((1,), scorer=scorer)
-    for number in range(9):
-        ladder.reach(standing(number, float(number)))
-    assert [s.number for s in iter(ladder.promote, None)] == [3, 7, 2]
-    assert asked[1] == [0, 1, 2, 4, 5, 6, 7, 8]  # only those that wait
-    for number in range(9, 12):
-        ladder.reach(standing(number, float(number)))
-    assert [s.number for s in iter(ladder.promote, None)] == [11]
-
-
 def test_without_rungs_nobody_pauses():
     ladder = Ladder()
     assert ladder.after(0) is None
