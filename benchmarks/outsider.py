@@ -1,9 +1,9 @@
-"""A search of somebody else's: a space, a cost and a runner of one's own, through the public API, where training is free.
+"""A search of somebody else's: a space, a cost and a runner of their own, through the public API; training is free.
 
 Ten layers, three families of adapters with best learning rates of their own, a hard budget on what the cost function
-counts, noise. The dearest family is the best, and a cheap one is found first. With `--rungs` a training is judged after a
-ninth and a third of its steps, too, by a curve that misleads a little. Engines spend equal steps; counted are the
-noiseless hypervolume with costs by ratio and by difference, and the best quality.
+counts, noise. The dearest family is the best, and a cheap one is found first. With `--rungs` a training is judged
+on its way, too, by a curve that misleads a little. Engines spend equal steps; counted are the noiseless hypervolume
+with costs by ratio and by difference, and the best quality.
 
     python benchmarks/outsider.py --engines known-cost tpe random --trainings 32 64 128 --seeds 5
     python benchmarks/outsider.py --engines known-cost --rungs 10,30 --trainings 12 24 40 --seeds 4
@@ -30,6 +30,7 @@ from autopeft.pareto import hypervolume
 from autopeft.records import TrialRecord
 
 LAYERS, STEPS, BUDGET = 10, 90, 50_000
+RANKS = [0, 2, 4, 8, 16, 32]
 WEIGHTS = np.random.default_rng(7).gamma(2.0, 1.0, LAYERS)
 WEIGHTS /= WEIGHTS.sum()
 BEST_RATE = {"low": -2.7, "gate": -1.9, "soft": -1.6}
