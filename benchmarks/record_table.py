@@ -173,6 +173,14 @@ class Recorder:
             }
         return row
 
+    def untrained(self) -> dict[str, float]:
+        """Judge the base with an adapter that does nothing yet: what every training has to beat."""
+        worker = self._worker = self._worker or self._make_worker()
+        candidate = next(c for c in self._problem.starts() if c["method"] == "lora")
+        plan = self._problem.plan(candidate)
+        unit = WorkUnit(0, candidate, 0, 0, plan, self._anatomy.head_params)
+        return dict(worker.run(unit).metrics)
+
     def _make_worker(self) -> RecordingWorker:
         from autopeft.trial.prepared import write
 
@@ -239,7 +247,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_parquet(recorder: Recorder, path: Path) -> None:
-    """Write the rows of a subject, and in the file's metadata what is needed to build its problem again."""
+    """Write the rows of a subject, and in the file's metadata the untrained base and what its problem is built of."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -250,7 +258,8 @@ def write_parquet(recorder: Recorder, path: Path) -> None:
     rows = [{"dataset": recorder.key, **row} for row in read_rows(recorder.path)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    table = table.replace_schema_metadata({"autopeft.run": canonical_json(info)})
+    about = {"autopeft.run": canonical_json(info), "autopeft.untrained": canonical_json(recorder.untrained())}
+    table = table.replace_schema_metadata(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", compression_level=19)
     print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.2f} MB")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from autopeft.records import Measurement, WorkUnit
-from autopeft.trial.batches import largest
 from autopeft.trial.bases import Base
+from autopeft.trial.batches import largest
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.train import Learner, Training
 from autopeft.trial.worker import TrialWorker
@@ -48,9 +48,9 @@ class RecordingWorker(TrialWorker):
             adapted.train()
             for step in range(unit.steps):
                 measured = step == measured_step
-                with base.frozen.computed() if measured else nullcontext():
-                    with learner.tracker() if measured else nullcontext() as tracker:
-                        learner.step(self._on_device(batches[step]))
+                computed = base.frozen.computed() if measured else nullcontext()
+                with computed, learner.tracker() if measured else nullcontext() as tracker:
+                    learner.step(self._on_device(batches[step]))
                 peak = tracker.peak_bytes if tracker is not None else peak
                 if step + 1 in self._rungs and step + 1 < unit.steps:
                     # What is judged in the middle has its half-precision parameters in fp32, as they are trained.

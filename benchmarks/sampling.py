@@ -167,9 +167,9 @@ def draws(
         if start is not None:
             yield start
             n += 1
-    for n in count(n):
-        rng = random.Random(f"{seed}:{n}")
-        as_neighbour = n >= NEIGHBOURS_FROM and n % 3 == 0
+    for i in count(n):
+        rng = random.Random(f"{seed}:{i}")
+        as_neighbour = i >= NEIGHBOURS_FROM and i % 3 == 0
         method = "" if as_neighbour else next(methods)
         for _ in range(DRAWS):
             budget = rng.choice(list(budgets))
