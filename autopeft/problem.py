@@ -94,6 +94,17 @@ class Problem:
         predicted = 0 if self.predicted_bytes is None else self.predicted_bytes(plan)
         return Cost(plan.adapter_params, self.anatomy.head_params, predicted)
 
+    @property
+    def params_of(self) -> Callable[[Candidate], int] | None:
+        """What counts the parameters that a candidate trains, head included; None where a custom runner does not say.
+
+        Unlike `cost` it predicts no memory, which may take far longer than to count.
+        """
+        head = self.anatomy.head_params if self.anatomy else 0
+        if self.own_cost is None and self.anatomy is None:
+            return None
+        return lambda candidate: self._adapter_params(candidate) + head
+
     def _adapter_params(self, candidate: Candidate) -> int:
         if self.own_cost is not None:
             return int(self.own_cost(candidate))

@@ -53,7 +53,7 @@ class SearchRequest(Dimensions):
     space: str = Field("default", description="name of a search space, or a YAML file")
     metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for texts")
     objectives: list[str] = Field(["quality", "params", "memory"], description="what to optimise")
-    sampler: str = Field("tpe", description="engine that proposes candidates")
+    sampler: str = Field("known-cost", description="engine that proposes candidates")
     executor: Literal["ray", "local"] = Field("ray", description="where trials run")
     workers: Annotated[int, Field(ge=1)] | None = Field(None, description="trials at once; by default what fits")
     together: Annotated[int, Field(ge=1, le=16)] = Field(

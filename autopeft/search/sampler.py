@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -17,6 +17,8 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
 from autopeft.search.codec import decoded, distributions, encode
+from autopeft.search.known_cost import Observed
+from autopeft.search.standalone import KnownCostSampler
 from autopeft.space import Parameter, Space
 
 ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
@@ -30,6 +32,12 @@ ENUMERATED = 4096
 """Most candidates of a space that is gone through one by one once draws find nothing new."""
 
 
+_STATES: Mapping[TrialState, Literal["complete", "failed", "running"]] = {
+    TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
+}  # fmt: skip
+"""What a trial's state means to an engine; what did not fit the memory, or was stopped, says nothing of quality."""
+
+
 class SpaceExhausted(Exception):
     """No candidate could be found that is new and feasible."""
 
@@ -40,6 +48,7 @@ def _tpe(seed: int) -> BaseSampler:
 
 SAMPLERS: Table[Callable[[int], BaseSampler]] = Table(
     {
+        "known-cost": lambda seed: KnownCostSampler(seed=seed),
         "tpe": _tpe,
         "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
         "random": lambda seed: RandomSampler(seed=seed),
@@ -61,6 +70,9 @@ class FeasibleSampler(BaseSampler):
     def __init__(self, problem: Problem, engine: Callable[[int], BaseSampler], *, seed: int) -> None:
         self._problem, self._engine, self._seed = problem, engine, seed
         self._distributions = distributions(problem.space)
+        self._parameters = {p.name: p for p in problem.space}
+        made = engine(seed)
+        self._whole = made.on(problem) if isinstance(made, KnownCostSampler) else None
         self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -75,20 +87,45 @@ class FeasibleSampler(BaseSampler):
         Raises:
             SpaceExhausted: If none was found that is new and feasible.
         """
-        known = {t.user_attrs.get(IDENTITY) for t in study.get_trials(deepcopy=False)}
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        known = {t.user_attrs.get(IDENTITY) for t in trials}
+
+        def accepts(candidate: Candidate) -> bool:
+            # The identity first: a limit of memory can make the refusal take seconds.
+            is_new = self._problem.identity(candidate) not in known
+            return is_new and not self._problem.refusal(candidate, margin=self.margin)
+
+        if self._whole is not None:
+            found = self._whole.propose(self._observed(trials), number=trial.number, accepts=accepts)
+            if found is not None:
+                return encode(self._problem.space, found)
         state = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
-        for engine, draws in ((self._engine(state), ENGINE_DRAWS), (RandomSampler(seed=state), RANDOM_DRAWS)):
+        drawing = [(RandomSampler(seed=state), RANDOM_DRAWS)]
+        if self._whole is None:
+            drawing.insert(0, (self._engine(state), ENGINE_DRAWS))
+        for engine, draws in drawing:
             together = engine.infer_relative_search_space(study, trial)
             for _ in range(draws):
                 drawn = self._draw(engine, study, trial, together)
                 candidate = self._problem.fit(drawn)
-                if candidate is None or self._problem.refusal(candidate, margin=self.margin):
-                    continue
-                if self._problem.identity(candidate) not in known:
+                if candidate is not None and accepts(candidate):
                     return encode(self._problem.space, candidate)
-        return encode(self._problem.space, self._left_over(known, state))
+        return encode(self._problem.space, self._left_over(accepts, state))
 
-    def _left_over(self, known: set[Any], state: int) -> Candidate:
+    def _observed(self, trials: Iterable[FrozenTrial]) -> list[Observed]:
+        """Read the trials of a study for an engine that proposes whole configurations."""
+        return [
+            Observed(
+                trial.number,
+                _STATES[trial.state],
+                Candidate({name: decoded(self._parameters[name], value) for name, value in trial.params.items()}),
+                tuple(trial.values or ()),
+            )
+            for trial in trials
+            if trial.params and trial.state in _STATES
+        ]
+
+    def _left_over(self, accepts: Callable[[Candidate], bool], state: int) -> Candidate:
         """Find what draws have missed in a small space, where most of them are known by now.
 
         Raises:
@@ -99,9 +136,7 @@ class FeasibleSampler(BaseSampler):
         # Under a budget that hardly allows anything, all draws may be too large.
         for left in chain(drawn, self._problem.last_resort()):
             candidate = self._problem.fit(left)
-            if candidate is None or self._problem.refusal(candidate, margin=self.margin):
-                continue
-            if self._problem.identity(candidate) not in known:
+            if candidate is not None and accepts(candidate):
                 return candidate
         raise SpaceExhausted
 

@@ -1,0 +1,158 @@
+"""The engine: a Gaussian process on what only training tells, exact costs for the rest, and the best of a pool.
+
+A proposal is the candidate, of a pool that is feasible by construction, with the largest expected hypervolume
+improvement. Trained parameters are an exact function of a candidate, so that they are no belief but a number; so is
+any other objective that a cost computed beforehand has met in every trial. Nothing is kept between proposals that
+cannot be computed anew from the trials, so a resumed search goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+import numpy as np
+
+from autopeft.pareto import on_front
+from autopeft.problem import Problem
+from autopeft.records import Candidate, Scalar
+from autopeft.search.belief import Belief, Hyperparameters, Results
+from autopeft.search.features import Features
+from autopeft.search.pool import Pool
+from autopeft.search.surrogate import Array
+
+STARTUP = 6
+"""Results before there is a model; until then candidates are drawn."""
+
+_PARENTS = 24
+_LOT = 16
+"""Proposals that share fresh candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be switched off, to see what it is worth.
+
+    Attributes:
+        known_costs: Take exact costs as known, not as one more thing to learn.
+        mutations: Put mutations of the front, and then of the best of the pool, beside the fresh candidates.
+        fresh, mutants: How many candidates of each are in a pool.
+        rounds: How often there are mutations.
+    """
+
+    known_costs: bool = True
+    mutations: bool = True
+    fresh: int = 400
+    mutants: int = 300
+    rounds: int = 3
+
+
+ALL_PARTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A trial as the engine sees it.
+
+    Attributes:
+        values: By objective, as measured; empty but for a complete trial.
+    """
+
+    number: int
+    state: Literal["complete", "failed", "running"]
+    candidate: Candidate
+    values: tuple[float, ...] = ()
+
+
+class KnownCost:
+    """Proposes candidates of one problem."""
+
+    def __init__(self, problem: Problem, *, seed: int, options: Options = ALL_PARTS) -> None:
+        self._problem, self._seed, self._options = problem, seed, options
+        self._pool = Pool(problem)
+        self._features = Features(problem.space, with_cost=problem.params_of is not None)
+        self._hyperparameters = Hyperparameters(problem.objectives, self._features.kernel)
+        self._costs: dict[tuple[tuple[str, Scalar], ...], float] = {}
+        self._lot: tuple[int, list[Candidate]] = (-1, [])
+
+    def propose(
+        self, trials: Sequence[Observed], *, number: int, accepts: Callable[[Candidate], bool]
+    ) -> Candidate | None:
+        """Give the best candidate that is accepted; None if none of the pool is.
+
+        Args:
+            trials: All trials of the study but the one that is to be proposed.
+            number: The number of that one.
+            accepts: Whether a candidate is new and can be trained; asked of the best only, for it may take long.
+        """
+        random = Random(f"{self._seed} {number}")
+        done, results = self._results(trials)
+        if len(done) < STARTUP:
+            return next((c for c in self._pool.fresh(32, random) if accepts(c)), None)
+        belief = self._believe(results)
+        candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random)
+        scores = self._score(belief, candidates)
+        parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
+        for _ in range(self._options.rounds if self._options.mutations else 0):
+            new = self._pool.mutants(parents, self._options.mutants // self._options.rounds, random)
+            candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, new)])
+            parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
+        return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
+
+    def values_of(self, trials: Sequence[Observed], candidates: Sequence[Candidate]) -> Array:
+        """Give the logarithm of each candidate's expected hypervolume improvement; zeros while there is no model."""
+        done, results = self._results(trials)
+        return self._score(self._believe(results), candidates) if len(done) >= STARTUP else np.zeros(len(candidates))
+
+    def _believe(self, results: Results) -> Belief:
+        return Belief(self._problem.objectives, self._features.kernel, results, self._hyperparameters)
+
+    def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:
+        return belief.score(self.rows(candidates), self.costs(candidates)) if candidates else np.zeros(0)
+
+    def _drawn(self, number: int) -> list[Candidate]:
+        """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
+        lot = number // _LOT
+        if self._lot[0] != lot:
+            random = Random(f"{self._seed} lot {lot}")
+            self._lot = lot, self._pool.fresh(self._options.fresh, random)
+        return list(self._lot[1])
+
+    def _results(self, trials: Sequence[Observed]) -> tuple[list[Candidate], Results]:
+        """Read the trials: the candidates that have results, and all as rows of numbers."""
+        complete = [trial for trial in trials if trial.state == "complete"]
+        done = [trial.candidate for trial in complete]
+        failed = [trial.candidate for trial in trials if trial.state == "failed"]
+        running = [trial.candidate for trial in trials if trial.state == "running"]
+        objectives = self._problem.objectives
+        losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
+        losses = losses.reshape(len(done), len(objectives))
+        costs = self.costs(done)
+        exact = self._options.known_costs and self._problem.params_of is not None
+        return done, Results(
+            numbers=tuple(trial.number for trial in complete),
+            known=np.array([exact and bool(np.allclose(column, costs, rtol=1e-9, atol=0)) for column in losses.T]),
+            x=self.rows(done),
+            losses=losses,
+            costs=costs,
+            failed=self.rows(failed),
+            running=self.rows(running),
+            running_costs=self.costs(running),
+        )
+
+    def costs(self, candidates: Sequence[Candidate]) -> Array:
+        """Give the trained parameters of candidates, ``(n_candidates,)``; zeros where nobody can tell."""
+        count = self._problem.params_of
+        if count is None:
+            return np.zeros(len(candidates))
+        keys = [tuple(candidate.values.items()) for candidate in candidates]
+        for key, candidate in zip(keys, candidates, strict=True):
+            if key not in self._costs:
+                self._costs[key] = float(count(candidate))
+        return np.array([self._costs[key] for key in keys], dtype=np.float64)
+
+    def rows(self, candidates: Sequence[Candidate]) -> Array:
+        """Give the features of candidates, ``(n_candidates, n_columns)``."""
+        return self._features.of(candidates, self.costs(candidates))

@@ -1,0 +1,194 @@
+"""Candidates to choose among: fresh draws and mutations, complete and lowered into the budget.
+
+Both are drawn parents before children, by a generator of random numbers that the caller seeds. They are feasible in
+size; whether anything else forbids them may take long to tell, and is asked of the best only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from random import Random
+
+from autopeft.domains import Choices, Ordinal, Real, Whole
+from autopeft.problem import Problem
+from autopeft.records import Candidate, Scalar
+from autopeft.search.features import Family, families
+from autopeft.space import Parameter
+
+_TRIES = 20
+"""Draws for one candidate before a space is taken for one in which hardly anything fits."""
+
+_STEP = 0.15
+"""Deviation of a mutated number, of its range."""
+
+
+class Pool:
+    """Draws candidates of a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._roots = [p for p in problem.space if not p.when]
+        self._children: dict[tuple[str, bool, Scalar], list[Parameter]] = {}
+        for parameter in problem.space:
+            for name, values in parameter.when.items():
+                for value in values:
+                    self._children.setdefault((name, isinstance(value, bool), value), []).append(parameter)
+        self._family = {member.name: family for family in families(problem.space) for member in family.members}
+
+    def fresh(self, count: int, random: Random) -> list[Candidate]:
+        """Draw different candidates anew; fewer than asked for where there are hardly more."""
+        return self._distinct((self._drawn(random) for _ in range(count * _TRIES)), count)
+
+    def mutants(self, parents: Sequence[Candidate], count: int, random: Random) -> list[Candidate]:
+        """Draw different candidates that differ from one of the parents in a parameter or a few."""
+        if not parents:
+            return []
+        drawn = (self._mutated(random.choice(parents), random) for _ in range(count * _TRIES))
+        return self._distinct(drawn, count, but=parents)
+
+    def _distinct(self, drawn: Iterator[Candidate], count: int, but: Sequence[Candidate] = ()) -> list[Candidate]:
+        found: dict[tuple[tuple[str, Scalar], ...], Candidate] = {}
+        known = {tuple(candidate.values.items()) for candidate in but}
+        for candidate in islice(drawn, count * _TRIES):
+            fitted = self._problem.fit(candidate)
+            if fitted is not None and (key := tuple(fitted.values.items())) not in known:
+                found[key] = fitted
+                if len(found) == count:
+                    break
+        return list(found.values())
+
+    def _drawn(self, random: Random) -> Candidate:
+        return self._complete({}, random)
+
+    def _complete(self, said: Mapping[str, Scalar], random: Random) -> Candidate:
+        """Draw what is not said and active; drop what is said and not."""
+        values: dict[str, Scalar] = {}
+        shapes: dict[str, Mapping[str, Scalar]] = {}
+        due = list(self._roots)
+        while due:
+            parameter = due.pop()
+            name = parameter.name
+            if name in values or any(values.get(parent) not in allowed for parent, allowed in parameter.when.items()):
+                continue
+            if name in said:
+                values[name] = said[name]
+            else:
+                family = self._family[name]
+                if name not in shapes:
+                    shapes.update(dict.fromkeys((m.name for m in family.members), _shape(family, random)))
+                values[name] = shapes[name][name]
+            due += self._children.get((name, isinstance(values[name], bool), values[name]), ())
+        return Candidate(values)
+
+    def _mutated(self, parent: Candidate, random: Random) -> Candidate:
+        said = dict(parent.values)
+        for _ in range(1 if random.random() < 0.6 else 2):
+            name = random.choice(list(parent.values))
+            family = self._family[name]
+            active = [m for m in family.members if m.name in said]
+            if len(active) > 1 and random.random() < 0.5:
+                said |= _moved(family, active, said, random)
+                continue
+            # Each family is as likely as any other, however many its members are.
+            lone = random.choice(list({self._family[n].name: n for n in parent.values}.values()))
+            chosen = name if random.random() < 0.5 else lone
+            if chosen in said:
+                said[chosen] = _neighbour(self._family[chosen].domain, said[chosen], random)
+        if self._is_parent_changed(parent.values, said):
+            said |= self._carried(parent.values)
+        return self._complete(said, random)
+
+    def _is_parent_changed(self, before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> bool:
+        return any(
+            (name, isinstance(v, bool), v) in self._children for name, v in after.items() if before.get(name) != v
+        )
+
+    def _carried(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Give a parent's settings to what plays their role elsewhere: rank stays rank when the method changes."""
+        role: dict[str, list[Scalar]] = {}
+        for name, value in values.items():
+            if self._family[name].conditional:
+                role.setdefault(self._family[name].role, []).append(value)
+        carried: dict[str, Scalar] = {}
+        for name, family in self._family.items():
+            if name not in values and family.conditional and (known := role.get(family.role)):
+                position = [m.name for m in family.members].index(name)
+                value = known[position * len(known) // len(family.members)]
+                if family.domain.holds(value):
+                    carried[name] = value
+        return carried
+
+
+def _draw(domain: Choices | Ordinal | Real | Whole, random: Random) -> Scalar:
+    """Draw a value: each of a list as likely, ranges evenly on their own scale."""
+    match domain:
+        case Choices(values) | Ordinal(values):
+            return random.choice(values)
+        case Real(low, high, log):
+            drawn = math.exp(random.uniform(math.log(low), math.log(high))) if log else random.uniform(low, high)
+            return min(max(drawn, low), high)
+        case Whole(low, high, log):
+            if not log:
+                return random.randint(low, high)
+            drawn = math.exp(random.uniform(math.log(low - 0.5), math.log(high + 0.5)))
+            return min(max(round(drawn), low), high)
+
+
+def _neighbour(domain: Choices | Ordinal | Real | Whole, value: Scalar, random: Random) -> Scalar:
+    """Draw a value near one: a step in a list, a Gaussian step in a range, another choice."""
+    match domain:
+        case Choices(values):
+            return random.choice([v for v in values if v is not value and v != value] or [value])
+        case Ordinal(values):
+            at = values.index(float(value))
+            step = random.choice((-1, 1)) if random.random() < 0.7 else random.randint(-len(values), len(values))
+            return values[min(max(at + step, 0), len(values) - 1)]
+        case Real(low, high, log):
+            return min(max(_stepped(float(value), low, high, random, log=log), low), high)
+        case Whole(low, high, log):
+            whole = round(_stepped(float(value), low, high, random, log=log))
+            return min(max(whole if whole != value else whole + random.choice((-1, 1)), low), high)
+
+
+def _stepped(value: float, low: float, high: float, random: Random, *, log: bool) -> float:
+    """Draw a number around one, which may be out of the range; on the range's own scale."""
+    step = random.gauss(0, _STEP)
+    return value * (high / low) ** step if log else value + step * (high - low)
+
+
+def _shape(family: Family, random: Random) -> dict[str, Scalar]:
+    """Draw a family's values: alike, alike in one run of places with the lowest elsewhere, or each for itself.
+
+    Drawn each for itself, twelve ranks always come to about the same capacity.
+    """
+    names = [member.name for member in family.members]
+    way = random.random()
+    if len(names) > 1 and way < 0.6:
+        values = dict.fromkeys(names, _draw(family.domain, random))
+        if way < 0.3 and isinstance(family.domain, Ordinal | Real | Whole):
+            first, last = sorted((random.randrange(len(names)), random.randrange(len(names))))
+            lowest = family.domain.values[0] if isinstance(family.domain, Ordinal) else family.domain.low
+            values |= {name: lowest for i, name in enumerate(names) if not first <= i <= last}
+        return values
+    return {name: _draw(family.domain, random) for name in names}
+
+
+def _moved(
+    family: Family, active: Sequence[Parameter], values: Mapping[str, Scalar], random: Random
+) -> dict[str, Scalar]:
+    """Move a whole family: a step up or down together, two members exchanged, or drawn anew."""
+    names = [member.name for member in active]
+    way = random.random()
+    if way < 0.5 and isinstance(family.domain, Ordinal):
+        levels = family.domain.values
+        step = random.choice((-1, 1))
+        on = [n for n in names if values[n] != levels[0]] or names
+        at = {n: levels.index(float(values[n])) + step for n in on}
+        return {n: levels[min(max(i, 0), len(levels) - 1)] for n, i in at.items()}
+    if way < 0.75:
+        one, other = random.sample(names, 2)
+        return {one: values[other], other: values[one]}
+    shape = _shape(family, random)
+    return {n: shape[n] for n in names}

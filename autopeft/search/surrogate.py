@@ -1,0 +1,207 @@
+"""A Gaussian process on grouped features: what trainings so far say of those that were not run.
+
+The kernel is Matern-5/2. The columns of a group have one length scale together, so that hundreds of columns (49
+methods, a rank a layer) are a dozen numbers to learn. Hyperparameters are the most probable ones under priors that
+are wide, but keep lengths near the ranges of the features and the noise small: else few trials are best explained by
+noise alone.
+
+It is written out in NumPy, with its gradient, because a fit is the larger part of a proposal: ten times faster than
+the same model in GPyTorch at 200 trials, and the driver needs no torch. The tests hold it against GPyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, lapack, solve_triangular
+from scipy.optimize import minimize
+
+Array = NDArray[np.float64]
+
+NOISE_FLOOR = 1e-6
+"""Least variance of the noise, of standardised targets."""
+
+_ITERATIONS = 60
+_PRIOR_MEAN = {"amplitude": 0.0, "length": 0.7, "noise": -4.0}
+_PRIOR_SPREAD = {"amplitude": 1.0, "length": 3**0.5, "noise": 1.0}
+_START = {"amplitude": 0.0, "length": 0.0, "noise": -5.0}
+"""Logarithms of variances, and of lengths in features that lie in [0, 1]; targets are standardised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Matern-5/2 with a length scale a group of columns.
+
+    Its hyperparameters are a vector: log amplitude, the log inverse squared length of each group, log noise.
+
+    Attributes:
+        groups: ``(n_columns,)``: the group of each column, 0 to n_groups - 1.
+    """
+
+    groups: NDArray[np.int64]
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups of columns there are."""
+        return int(self.groups.max()) + 1 if len(self.groups) else 0
+
+    def distances(self, x: Array) -> Array:
+        """Give squared distances by group, ``(n_groups, n_rows, n_rows)``."""
+        parts = (x[:, self.groups == g] for g in range(self.n_groups))
+        return np.stack([_squared_distances(part, part) for part in parts])
+
+    def laid_out(self, of: Mapping[str, float], *, power: float) -> Array:
+        """Lay out what is said of amplitude, length and noise as a vector of hyperparameters."""
+        return np.array([of["amplitude"], *[power * of["length"]] * self.n_groups, of["noise"]])
+
+    def between(self, theta: Array, a: Array, b: Array) -> Array:
+        """Give the covariance of the noiseless values at two sets of rows, ``(n_a, n_b)``."""
+        columns = np.exp(theta[1:-1] / 2)[self.groups]
+        return np.asarray(np.exp(theta[0]) * _matern(_squared_distances(a * columns, b * columns))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianProcess:
+    """A fitted model: what it was told, and what it makes of new rows.
+
+    Attributes:
+        theta: The hyperparameters, see `Kernel`.
+        x: ``(n_rows, n_columns)``.
+        offset, scale: The targets' mean and deviation before they were standardised.
+        level: The constant to which predictions return far from data, standardised.
+    """
+
+    kernel: Kernel
+    theta: Array
+    x: Array
+    offset: float
+    scale: float
+    level: float
+    factor: Array
+    weights: Array
+
+    @property
+    def noise(self) -> float:
+        """The deviation of a single observation's noise, in the targets' own unit."""
+        return float(np.exp(self.theta[-1] / 2)) * self.scale
+
+    def predict(self, x: Array) -> tuple[Array, Array]:
+        """Give mean and deviation of the noiseless values at new rows, ``(n_rows,)`` each, in the targets' unit."""
+        cross = self.kernel.between(self.theta, x, self.x)
+        mean = self.level + cross @ self.weights
+        solved = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
+        variance = np.maximum(np.exp(self.theta[0]) - (solved**2).sum(axis=0), 1e-12)
+        return self.offset + self.scale * mean, self.scale * np.sqrt(variance)
+
+
+def fit_hyperparameters(kernel: Kernel, x: Array, y: Array, *, noise: Array | None = None) -> Array:
+    """Find the most probable log hyperparameters; those of the prior, where the optimiser fails.
+
+    Args:
+        x: ``(n_rows, n_columns)``.
+        y: ``(n_rows,)``, finite.
+        noise: Variances known of single targets, on top of the noise that is inferred, in the targets' unit squared.
+    """
+    mean = kernel.laid_out(_PRIOR_MEAN, power=-2)
+    spread = kernel.laid_out(_PRIOR_SPREAD, power=2)
+    target, _, scale = _standardised(y)
+    extra = np.zeros(len(y)) if noise is None else noise / scale**2
+    if len(y) < 2 or not kernel.n_groups:
+        return mean
+    distances = kernel.distances(x)
+    bounds = [(m - 5 * s, m + 5 * s) for m, s in zip(mean[:-1], spread[:-1], strict=True)]
+    bounds.append((np.log(NOISE_FLOOR), 2.0))
+
+    def objective(theta: Array) -> tuple[float, Array]:
+        value, gradient = _negative_log_likelihood(kernel, theta, distances, target, extra)
+        off = (theta - mean) / spread
+        return value + float(off @ off) / 2, gradient + off / spread
+
+    start = kernel.laid_out(_START, power=-2)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS})
+    return np.asarray(found.x) if np.isfinite(found.fun) and np.isfinite(found.x).all() else mean
+
+
+def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array | None = None) -> GaussianProcess:
+    """Make the model that has these hyperparameters and has seen these rows; see `fit_hyperparameters`."""
+    target, offset, scale = _standardised(y)
+    extra = np.zeros(len(y)) if noise is None else noise / scale**2
+    covariance = kernel.between(theta, x, x)
+    covariance[np.diag_indices(len(x))] += np.exp(theta[-1]) + extra
+    factor = _cholesky(covariance)
+    ones = cho_solve((factor, True), np.ones(len(x)), check_finite=False)
+    level = float(ones @ target) / float(ones.sum())
+    weights = cho_solve((factor, True), target - level, check_finite=False)
+    return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights)
+
+
+def leave_one_out(model: GaussianProcess, y: Array) -> tuple[Array, Array]:
+    """Predict each observation from all others, hyperparameters unchanged: mean and deviation, noise included.
+
+    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 5.4.2.
+    """
+    inverse = cho_solve((model.factor, True), np.eye(len(y)), check_finite=False)
+    variance = 1 / np.diag(inverse)
+    return y - model.scale * model.weights * variance, model.scale * np.sqrt(variance)
+
+
+def _standardised(y: Array) -> tuple[Array, float, float]:
+    offset, scale = float(y.mean()), float(y.std())
+    scale = scale if scale > 1e-12 * max(1.0, abs(offset)) else 1.0
+    return (y - offset) / scale, offset, scale
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
+    return np.maximum(squared, 0.0)
+
+
+def _matern(squared: Array) -> tuple[Array, Array]:
+    """Give Matern-5/2 correlations of squared distances, and the derivative by the squared distance."""
+    root = np.sqrt(5 * squared)
+    decay = np.exp(-root)
+    return (1 + root + root**2 / 3) * decay, -5 / 6 * (1 + root) * decay
+
+
+def _cholesky(covariance: Array) -> Array:
+    """Give the lower factor; what rounding took from the diagonal is given back."""
+    for jitter in (0.0, 1e-8, 1e-6, 1e-4):
+        try:
+            return np.tril(cho_factor(covariance + jitter * np.eye(len(covariance)), lower=True, check_finite=False)[0])
+        except np.linalg.LinAlgError:
+            continue
+    raise np.linalg.LinAlgError("the covariance is not positive definite")
+
+
+def _negative_log_likelihood(
+    kernel: Kernel, theta: Array, distances: Array, target: Array, extra: Array
+) -> tuple[float, Array]:
+    """Give the negative log likelihood without its constant, the best level put in, and its gradient."""
+    n = len(target)
+    inverse_squares = np.exp(theta[1:-1])
+    correlation, slope = _matern(np.tensordot(inverse_squares, distances, axes=1))
+    covered = np.exp(theta[0]) * correlation
+    covariance = covered.copy()
+    covariance[np.diag_indices(n)] += np.exp(theta[-1]) + extra
+    try:
+        factor = _cholesky(covariance)
+    except np.linalg.LinAlgError:
+        return 1e10, np.zeros_like(theta)
+    inverse, _ = lapack.dpotri(factor, lower=1)
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    row_sums = inverse.sum(axis=1)
+    level = float(row_sums @ target) / float(row_sums.sum())
+    weights = inverse @ (target - level)
+    value = float((target - level) @ weights) / 2 + float(np.log(np.diag(factor)).sum())
+    # d value = tr(pull dK) / 2
+    pull = inverse - np.outer(weights, weights)
+    by_group = distances.reshape(len(distances), -1) @ (pull * slope).ravel()
+    gradient = [
+        float((pull * covered).sum()),
+        *np.exp(theta[0]) * by_group * inverse_squares,
+        float(np.diag(pull).sum() * np.exp(theta[-1])),
+    ]
+    return value, np.array(gradient) / 2
