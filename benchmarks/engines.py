@@ -13,7 +13,8 @@ included. What counts is steps, not trials. Engines of peers are what their user
     autopeft-gp     AutoPEFT's engine (arXiv:2301.12132): a Gaussian process on every objective, qLogNEHVI by BoTorch
                     over random feasible candidates, eight at a time
     study:NAME      autopeft's own: SAMPLERS[NAME] through its Study and loop, with the space's configurations first;
-                    "study:NAME-cold" without these, so that what they are worth can be told from what the engine is
+                    "study:NAME-cold" without these, so that what they are worth can be told from what the engine is;
+                    "study:known-cost-no-PART" without that part
 
 Peers are treated well: all have the learning rate relative to the method, the space's conditions, and no engine pays
 for what cannot be built at all. All run one training at a time.
@@ -34,6 +35,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, RunInfo
 from autopeft.request import make_request
 from autopeft.search.codec import decoded, suggest
+from autopeft.search.known_cost import Options
 from autopeft.search.sampler import SAMPLERS
+from autopeft.search.standalone import KnownCostSampler
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space import Space
 from autopeft.store import RunDirectory
@@ -218,6 +222,14 @@ def through_study(sampler: Callable[[int], BaseSampler], *, starts: bool = True)
     return engine
 
 
+WITHOUT = {"known-costs": Options(known_costs=False), "mutations": Options(mutations=False)}
+"""Ablations: the engine without a part of it; without warm starts it is `-cold`."""
+
+
+def _without(options: Options, seed: int) -> BaseSampler:
+    return KnownCostSampler(seed=seed, options=options)
+
+
 def engines() -> dict[str, Engine]:
     """Give the engines by name."""
     from autopeft_gp import autopeft_gp
@@ -233,6 +245,8 @@ def engines() -> dict[str, Engine]:
     for name, sampler in SAMPLERS.items():
         found[f"study:{name}"] = through_study(sampler)
         found[f"study:{name}-cold"] = through_study(sampler, starts=False)
+    for part, options in WITHOUT.items():
+        found[f"study:known-cost-no-{part}"] = through_study(partial(_without, options))
     return found
 
 

@@ -15,7 +15,7 @@ from recorded import candidate_of, read_table, subjects
 from recording import RecordingWorker
 from sampling import WEIGHTS, Known, draws, near, round_robin, strata
 from small_run import make_settings, make_unit, make_worker
-from surrogate import Features, Surrogate, rung_taus
+from surrogate import Features, OneByOne, Surrogate, forest, rung_taus
 
 from autopeft.binding import bind_space
 from autopeft.objectives import METRICS, OBJECTIVES, quality_of
@@ -189,6 +189,15 @@ def test_the_rungs_of_a_ranking_that_turns_around():
     every, best = rung_taus(losses)
     assert every == [pytest.approx(0.6), 1.0]
     assert best == [-1.0, 1.0]
+
+
+def test_the_forest_says_of_one_row_what_scikit_learn_says():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)), rng.normal(size=(60, 3))
+    fitted = forest().fit(x, y)
+    alone = OneByOne(fitted)
+    new = rng.normal(size=(20, 5))
+    assert np.allclose([alone.predict(row) for row in new], fitted.predict(new), atol=1e-12)
 
 
 def test_a_surrogate_that_ranks_badly_is_refused():
