@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from autopeft.objectives import OBJECTIVES
 from autopeft.pareto import hypervolume, on_front
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Cost, TrialRecord
-from autopeft.search.known_cost import Options
+from autopeft.search.engine_sampler import EngineSampler
+from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.sampler import SAMPLERS
-from autopeft.search.standalone import KnownCostSampler
 from autopeft.search.study import Study
 from autopeft.space_file import parse_space
 
@@ -142,8 +143,8 @@ def volume(losses: Sequence[Sequence[float]]) -> float:
 
 ENGINES: Mapping[str, Callable[[int], Any]] = {
     **SAMPLERS,
-    "no known costs": lambda seed: KnownCostSampler(seed=seed, options=Options(known_costs=False)),
-    "no mutations": lambda seed: KnownCostSampler(seed=seed, options=Options(mutations=False)),
+    "no known costs": lambda seed: EngineSampler(partial(KnownCost, options=Options(known_costs=False)), seed=seed),
+    "no mutations": lambda seed: EngineSampler(partial(KnownCost, options=Options(mutations=False)), seed=seed),
 }
 
 

@@ -138,7 +138,7 @@ class Features:
                 # Halves of the squared distance: two different choices are 1 apart.
                 hot = [np.where(on, value == i, 0.0) / np.sqrt(2) for i in range(len(family.domain.values))]
                 own += [h.sum(axis=1) / n for h in hot]
-                members = np.stack(hot, axis=2).reshape(len(values), -1) if len(at) > 1 else value
+                members = np.stack(hot, axis=2).reshape(len(values), len(at) * len(hot)) if len(at) > 1 else value
                 filled = np.where(on, value, 0.0) / max(1, len(family.domain.values) - 1)
             else:
                 filled = np.where(on, value, _NEUTRAL)
@@ -155,6 +155,17 @@ class Features:
         for role in self._shared:
             columns.append(np.where(counts[role] > 0, sums[role] / np.maximum(1, counts[role]), _NEUTRAL))
         return np.stack([*columns, *own], axis=1) if columns or own else np.zeros((len(candidates), 0))
+
+    def plain(self, candidates: Sequence[Candidate]) -> Array:
+        """Give rows of the parameters alone, each for itself: a column a number, one for each value of a choice."""
+        values, active = self._values(candidates)
+        columns = []
+        for i, domain in enumerate(self._domains):
+            if isinstance(domain, Choices):
+                columns += [np.where(values[:, i] == j, 1.0, 0.0) for j in range(len(domain.values))]
+            else:
+                columns.append(np.where(active[:, i], values[:, i], _NEUTRAL))
+        return np.stack(columns, axis=1)
 
     def _values(self, candidates: Sequence[Candidate]) -> tuple[Array, NDArray[np.bool_]]:
         """Read the values, numbers scaled to [0, 1] and choices by position, and which of them are active."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
 
 import numpy as np
 
@@ -19,12 +18,10 @@ from autopeft.pareto import on_front
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.search.belief import Belief, Hyperparameters, Results
+from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool
 from autopeft.search.surrogate import Array
-
-STARTUP = 6
-"""Results before there is a model; until then candidates are drawn."""
 
 _PARENTS = 24
 _LOT = 16
@@ -52,20 +49,6 @@ class Options:
 ALL_PARTS = Options()
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A trial as the engine sees it.
-
-    Attributes:
-        values: By objective, as measured; empty but for a complete trial.
-    """
-
-    number: int
-    state: Literal["complete", "failed", "running"]
-    candidate: Candidate
-    values: tuple[float, ...] = ()
-
-
 class KnownCost:
     """Proposes candidates of one problem."""
 
@@ -80,13 +63,7 @@ class KnownCost:
     def propose(
         self, trials: Sequence[Observed], *, number: int, accepts: Callable[[Candidate], bool]
     ) -> Candidate | None:
-        """Give the best candidate that is accepted; None if none of the pool is.
-
-        Args:
-            trials: All trials of the study but the one that is to be proposed.
-            number: The number of that one.
-            accepts: Whether a candidate is new and can be trained; asked of the best only, for it may take long.
-        """
+        """Give the best candidate that is accepted; see `Engine`."""
         random = Random(f"{self._seed} {number}")
         done, results = self._results(trials)
         if len(done) < STARTUP:

@@ -17,8 +17,10 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
 from autopeft.search.codec import decoded, distributions, encode
-from autopeft.search.known_cost import Observed
-from autopeft.search.standalone import KnownCostSampler
+from autopeft.search.engine import Observed
+from autopeft.search.engine_sampler import EngineSampler
+from autopeft.search.known_cost import KnownCost
+from autopeft.search.nehvi import Nehvi
 from autopeft.space import Parameter, Space
 
 ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
@@ -48,7 +50,8 @@ def _tpe(seed: int) -> BaseSampler:
 
 SAMPLERS: Table[Callable[[int], BaseSampler]] = Table(
     {
-        "known-cost": lambda seed: KnownCostSampler(seed=seed),
+        "known-cost": lambda seed: EngineSampler(KnownCost, seed=seed),
+        "autopeft": lambda seed: EngineSampler(Nehvi, seed=seed),
         "tpe": _tpe,
         "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
         "random": lambda seed: RandomSampler(seed=seed),
@@ -72,7 +75,7 @@ class FeasibleSampler(BaseSampler):
         self._distributions = distributions(problem.space)
         self._parameters = {p.name: p for p in problem.space}
         made = engine(seed)
-        self._whole = made.on(problem) if isinstance(made, KnownCostSampler) else None
+        self._whole = made.on(problem) if isinstance(made, EngineSampler) else None
         self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -1,4 +1,4 @@
-"""The engine as a sampler of any Optuna study, with or without a Problem behind it."""
+"""An engine as a sampler of any Optuna study, with or without a Problem behind it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from autopeft.domains import Choices, Domain, Ordinal, Real, Whole, middle
 from autopeft.objectives import Objective
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Measurement
-from autopeft.search.known_cost import ALL_PARTS, KnownCost, Observed, Options
+from autopeft.search.engine import Engine, MakeEngine, Observed
 from autopeft.space import Parameter, Space
 
 
-class KnownCostSampler(BaseSampler):
-    """Expected hypervolume improvement with known costs, for a Problem; where there is none all is learned.
+class EngineSampler(BaseSampler):
+    """Proposes what an engine does.
 
-    In a study of plain Optuna the parameters that all trials share are proposed together, and others at random.
+    In a search of ours the engine knows the Problem, conditions and costs included. In a study of plain Optuna the
+    parameters that all trials share are proposed together, with nothing known beforehand, and others at random.
     """
 
-    def __init__(self, *, seed: int | None = None, options: Options = ALL_PARTS) -> None:
+    def __init__(self, make: MakeEngine, *, seed: int | None = None) -> None:
+        self._make = make
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._options = options
         self._random = RandomSampler(seed=seed)
         self._shared = IntersectionSearchSpace()
-        self._engine: tuple[object, KnownCost] | None = None
+        self._engine: tuple[object, Engine] | None = None
 
-    def on(self, problem: Problem) -> KnownCost:
+    def on(self, problem: Problem) -> Engine:
         """Give the engine for a problem."""
-        return KnownCost(problem, seed=self._seed, options=self._options)
+        return self._make(problem, seed=self._seed)
 
     def reseed_rng(self) -> None:
         """Draw a new seed, for another process."""
