@@ -10,11 +10,10 @@ included. What counts is steps, not trials. Engines of peers are what their user
     optunasearch-asha
                     the same on the loss alone with ASHAScheduler (grace period a ninth of the horizon, reduction 3);
                     what it stops is told as complete, with the last loss that it had, as OptunaSearch does
-    autopeft-gp     AutoPEFT's engine (arXiv:2301.12132): a Gaussian process on every objective, qLogNEHVI by BoTorch
-                    over random feasible candidates, eight at a time
     study:NAME      autopeft's own: SAMPLERS[NAME] through its Study and loop, with the space's configurations first;
                     "study:NAME-cold" without these, so that what they are worth can be told from what the engine is;
-                    "study:known-cost-no-PART" without that part
+                    "study:known-cost-no-PART" without that part. AutoPEFT's own engine is among SAMPLERS; it knows no
+                    warm start, so its "-cold" is what a user of AutoPEFT has
 
 Peers are treated well: all have the learning rate relative to the method, the space's conditions, and no engine pays
 for what cannot be built at all. All run one training at a time.
@@ -54,9 +53,9 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, RunInfo
 from autopeft.request import make_request
 from autopeft.search.codec import decoded, suggest
-from autopeft.search.known_cost import Options
+from autopeft.search.engine_sampler import EngineSampler
+from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.sampler import SAMPLERS
-from autopeft.search.standalone import KnownCostSampler
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space import Space
 from autopeft.store import RunDirectory
@@ -107,7 +106,7 @@ def constrained(sampler: Callable[[int], BaseSampler]) -> Engine:
             trial.set_constraint("budget", violation)
             if violation > 0:
                 infeasible += 1
-                study.tell(trial, [landscape.reference[0], *np.exp(landscape.reference[1:])])
+                study.tell(trial, landscape.reference.tolist())
                 continue
             infeasible = 0
             study.tell(trial, list(trainer.train(candidate)))
@@ -227,20 +226,17 @@ WITHOUT = {"known-costs": Options(known_costs=False), "mutations": Options(mutat
 
 
 def _without(options: Options, seed: int) -> BaseSampler:
-    return KnownCostSampler(seed=seed, options=options)
+    return EngineSampler(partial(KnownCost, options=options), seed=seed)
 
 
 def engines() -> dict[str, Engine]:
     """Give the engines by name."""
-    from autopeft_gp import autopeft_gp
-
     found: dict[str, Engine] = {
         "random": through_study(SAMPLERS["random"], starts=False),
         "nsga2": constrained(lambda seed: NSGAIISampler(seed=seed, population_size=16)),
         "tpe": constrained(lambda seed: TPESampler(seed=seed)),
         "optunasearch": optunasearch,
         "optunasearch-asha": optunasearch_asha,
-        "autopeft-gp": autopeft_gp,
     }
     for name, sampler in SAMPLERS.items():
         found[f"study:{name}"] = through_study(sampler)
@@ -272,8 +268,13 @@ def main() -> None:
                 trainer = Trainer(landscape, seed, args.equivalents * recorded.steps)
                 with suppress(Spent):
                     known[name](landscape, trainer, seed)
-                row = {"subject": key, "engine": name, "seed": seed, "finished": len(trainer.finished)}
-                row |= {f"hv_{n}": round(trainer.volume(n * recorded.steps), 5) for n in EQUIVALENTS}
+                row: dict[str, Any] = {"subject": key, "recorded": len(recorded.complete), "engine": name, "seed": seed}
+                row["finished"] = len(trainer.finished)
+                for n in EQUIVALENTS:
+                    steps = n * recorded.steps
+                    row[f"hv_{n}"] = round(trainer.volume(steps), 5)
+                    row[f"linear_{n}"] = round(trainer.volume(steps, linear=True), 5)
+                    row[f"best_{n}"] = round(trainer.best(steps), 5)
                 row["cpu_seconds"] = round(time.process_time() - start, 1)
                 write_rows(args.out / "engines.csv", [row])
                 print(

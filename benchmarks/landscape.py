@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +26,7 @@ class Landscape:
 
     Attributes:
         problem: With a budget; what is above it can be trained, and counts for nothing.
-        reference: ``(3,)``: what an untrained model, the whole budget and the largest memory come to; see `scores`.
+        reference: ``(3,)``: loss of the untrained model, the whole budget, and the largest memory that was recorded.
         ideal: ``(3,)``: the best of each objective that was recorded.
     """
 
@@ -36,13 +35,20 @@ class Landscape:
     reference: Array
     ideal: Array
 
-    def scores(self, losses: Sequence[float], params: Sequence[int], memory: Sequence[int]) -> Array:
+    def scores(self, points: Array, *, linear: bool = False) -> Array:
         """Give objectives, smaller is better, in which the reference is (1, 1, 1) and the ideal (0, 0, 0).
 
-        Parameters and memory by their logarithm: twice as much is one step, however much it is.
+        Args:
+            points: ``(n, 3)``: loss, parameters, bytes.
+            linear: Take parameters and memory as they are, not by their logarithm, in which twice as much is one step,
+                however much it is: the one scale cares most for the best, the other for the smallest.
         """
-        points = np.stack([np.asarray(losses), np.log(params), np.log(memory)], axis=1)
-        return np.asarray((points - self.ideal) / (self.reference - self.ideal), dtype=np.float64)
+        at, best, worst = (values if linear else _by_ratio(values) for values in (points, self.ideal, self.reference))
+        return np.asarray((at - best) / (worst - best), dtype=np.float64)
+
+
+def _by_ratio(points: Array) -> Array:
+    return np.concatenate([points[..., :1], np.log(points[..., 1:])], axis=-1)
 
 
 def make_landscape(recorded: Recorded, surrogate: Surrogate, *, share: float) -> Landscape:
@@ -54,18 +60,12 @@ def make_landscape(recorded: Recorded, surrogate: Surrogate, *, share: float) ->
     problem = recorded.problem(share=share, bits=(32, 16))
     rows = recorded.complete
     within = rows[rows["trainable_params"] <= problem.parameter_limit]
-    largest = float(np.log(rows["memory_bytes"].quantile(0.98)))
+    losses = np.stack(within["curve_loss"].to_list())[:, -1]
     return Landscape(
         problem,
         surrogate,
-        np.array([recorded.untrained["loss"], np.log(problem.parameter_limit), largest]),
-        np.array(
-            [
-                float(np.stack(within["curve_loss"].to_list())[:, -1].min()),
-                np.log(within["trainable_params"].min()),
-                np.log(within["memory_bytes"].min()),
-            ]
-        ),
+        np.array([recorded.untrained["loss"], problem.parameter_limit, within["memory_bytes"].max()]),
+        np.array([losses.min(), within["trainable_params"].min(), within["memory_bytes"].min()]),
     )
 
 
@@ -118,24 +118,30 @@ class Trainer:
         self.pay(self.full)
         return self.finish(candidate, feasible=feasible)
 
-    def points(self, steps: int) -> Array:
-        """Give the front that a search has found by so many steps, ``(n, 3)``: chosen as measured, valued as it is.
+    def front(self, steps: int) -> Array:
+        """Give the front that a search has found by so many steps, ``(n, 3)``: loss, parameters, bytes.
 
         What is on the front is decided by what the engine saw, noise and all; it counts with its noiseless loss.
         """
         done = [(candidate, loss) for at, candidate, loss in self.finished if at <= steps]
         if not done:
             return np.zeros((0, 3))
-        landscape = self.landscape
-        params = [c.trainable_params for candidate, _ in done if (c := landscape.problem.cost(candidate)) is not None]
-        memory = [landscape.surrogate.memory_bytes(candidate) for candidate, _ in done]
-        seen = landscape.scores([loss for _, loss in done], params, memory)
-        true = landscape.scores([landscape.surrogate.curve(candidate)[-1] for candidate, _ in done], params, memory)
-        return np.asarray(true[on_front(seen)])
+        seen, true = [], []
+        for candidate, loss in done:
+            cost = self.landscape.problem.cost(candidate)
+            assert cost is not None
+            known = (cost.trainable_params, self.landscape.surrogate.memory_bytes(candidate))
+            seen.append((loss, *known))
+            true.append((float(self.landscape.surrogate.curve(candidate)[-1]), *known))
+        return np.array(true, dtype=np.float64)[on_front(seen)]
 
-    def volume(self, steps: int) -> float:
+    def volume(self, steps: int, *, linear: bool = False) -> float:
         """Give the hypervolume of that front, in the box between reference and ideal."""
-        return hypervolume(self.points(steps), np.ones(3))
+        return hypervolume(self.landscape.scores(self.front(steps), linear=linear), np.ones(3))
+
+    def best(self, steps: int) -> float:
+        """Give the lowest loss of that front; the untrained model's while there is none."""
+        return float(min([self.landscape.reference[0], *self.front(steps)[:, 0]]))
 
 
 class PaperRunner:

@@ -155,24 +155,41 @@ class ByHand:
 
 
 def _landscape():
-    return Landscape(ByHand(), Steps(), np.array([5.0, np.log(10_000), np.log(500)]), np.array([0.0, 0.0, 0.0]))
+    return Landscape(ByHand(), Steps(), np.array([5.0, 10_000, 500]), np.array([0.1, 1, 1]))
+
+
+def _filled(points):
+    """Sum up the cells of the unit cube, between all coordinates that there are, that some point dominates."""
+    grid = [sorted({0.0, 1.0, *(min(1.0, max(0.0, v)) for v in points[:, j])}) for j in range(3)]
+    volume = 0.0
+    for cell in itertools.product(*(itertools.pairwise(g) for g in grid)):
+        if any((point <= np.array([low for low, _ in cell]) + 1e-12).all() for point in points):
+            volume += float(np.prod([high - low for low, high in cell]))
+    return volume
 
 
 def test_volume_is_that_of_the_measured_front_counted_cell_by_cell():
     rng = random.Random(2)
-    trainer = Trainer(_landscape(), seed=1, limit=9 * 14)
+    trainer, trained = Trainer(_landscape(), seed=1, limit=9 * 14), []
     for _ in range(14):
-        x, p, m = rng.uniform(0.5, 6), rng.randint(10, 12_000), rng.randint(20, 600)
-        trainer.train(Candidate({"x": x, "p": p, "m": m}))
-    for steps in (9, 45, 126):
-        points = trainer.points(steps)
-        grid = [sorted({0.0, 1.0, *(min(1.0, max(0.0, v)) for v in points[:, j])}) for j in range(3)]
-        volume = 0.0
-        for cell in itertools.product(*(itertools.pairwise(g) for g in grid)):
-            low = np.array([c[0] for c in cell])
-            if any((point <= low + 1e-12).all() for point in points):
-                volume += float(np.prod([c[1] - c[0] for c in cell]))
-        assert trainer.volume(steps) == pytest.approx(volume, abs=1e-9)
+        x, p, m = rng.uniform(0.5, 4), rng.randint(10, 12_000), rng.randint(20, 600)
+        candidate = Candidate({"x": x, "p": p, "m": m})
+        trained.append((trainer.train(candidate)[0], x, p, m))
+    for n in (1, 5, 14):
+        some = trained[:n]
+        on = [
+            (x, p, m)
+            for seen, x, p, m in some
+            if not any(s <= seen and q <= p and r <= m and (s, q, r) != (seen, p, m) for s, _, q, r in some)
+        ]
+        points = np.array(on)
+        assert sorted(map(tuple, trainer.front(9 * n))) == sorted(map(tuple, points))
+        linear = (points - [0.1, 1, 1]) / (np.array([5.0, 10_000, 500]) - [0.1, 1, 1])
+        ratio = linear.copy()
+        ratio[:, 1:] = np.log(points[:, 1:]) / np.log([10_000, 500])
+        assert trainer.volume(9 * n) == pytest.approx(_filled(ratio), abs=1e-9)
+        assert trainer.volume(9 * n, linear=True) == pytest.approx(_filled(linear), abs=1e-9)
+        assert trainer.best(9 * n) == min(5.0, *points[:, 0])
     assert trainer.volume(9) < trainer.volume(126)
     with pytest.raises(Spent):
         trainer.train(Candidate({"x": 1.0, "p": 1, "m": 1}))
