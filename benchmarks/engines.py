@@ -251,6 +251,8 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=subjects())
     parser.add_argument("--engines", nargs="+", default=None, help="by default all")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=None, help="take the first rows of the table only")
     parser.add_argument("--equivalents", type=int, default=EQUIVALENTS[-1])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--plot", action="store_true", help="run nothing; draw what is in the CSV")
@@ -260,10 +262,10 @@ def main() -> None:
         return
     known = engines()
     for key in args.subjects:
-        recorded = read_table(key)
+        recorded = read_table(key, most=args.rows)
         landscape = make_landscape(recorded, Surrogate(recorded), share=SHARES[key])
         for name in args.engines or known:
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 start = time.process_time()
                 trainer = Trainer(landscape, seed, args.equivalents * recorded.steps)
                 with suppress(Spent):

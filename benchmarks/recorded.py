@@ -93,15 +93,20 @@ class Recorded:
         )
 
 
-def read_table(key: str, folder: Path = TABLE) -> Recorded:
+def read_table(key: str, folder: Path = TABLE, *, most: int | None = None) -> Recorded:
     """Read a subject of the table.
+
+    Args:
+        most: Read its first rows only, so many, as if no more had been recorded.
 
     Raises:
         FileNotFoundError: If it was not recorded.
     """
     table = pq.read_table(folder / f"{key}.parquet")
     info = RunInfo.from_dict(json.loads(table.schema.metadata[b"autopeft.run"]))
-    return Recorded(key, table.to_pandas(), info, json.loads(table.schema.metadata[b"autopeft.untrained"]))
+    return Recorded(
+        key, table.to_pandas().head(most or len(table)), info, json.loads(table.schema.metadata[b"autopeft.untrained"])
+    )
 
 
 def subjects(folder: Path = TABLE) -> list[str]:

@@ -36,7 +36,7 @@ from autopeft.records import AdapterPlan, Candidate
 from autopeft.space import Parameter
 
 LEAST_TAU = 0.7
-FOLDS = 10
+FOLDS = 5
 TREES = 200
 NOT_ITS = -9.0
 Array = NDArray[np.float64]
