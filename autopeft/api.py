@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.assembly import Assembly, CostFunction, assemble, reassemble
+from autopeft.confirm import confirm, reserve
 from autopeft.errors import RequestError
 from autopeft.estimate import Estimate, estimates, read_candidates
 from autopeft.execute.function import TrainFunction
+from autopeft.finals import kept
 from autopeft.loop import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
@@ -62,6 +66,7 @@ def search(
         fields["space"] = str(space)
     defaults = demo_defaults(fields) if runner is None else _runner_defaults(runner, space)
     request = _checked({**defaults, **fields}, own)
+    _check_finals(request, runner)
     space_fields = read_space(space if isinstance(space, Mapping) else request.space)
     with ExitStack() as stack:
         view = view or _own_view(stack)
@@ -99,6 +104,13 @@ def _checked(fields: Mapping[str, Any], own: Sequence[Objective] = ()) -> Search
     return request
 
 
+def _check_finals(request: SearchRequest, runner: TrainFunction | str | None) -> None:
+    if runner is not None and request.final_seeds:
+        raise RequestError(
+            f"final_seeds: {request.final_seeds}, and a runner of your own is told no seed; drop final_seeds"
+        )
+
+
 def _own_view(stack: ExitStack) -> View:
     view = make_view()
     stack.enter_context(view)
@@ -109,7 +121,7 @@ def _runner_defaults(runner: TrainFunction | str, space: object) -> dict[str, An
     if space is None:
         raise RequestError("space: a custom runner needs a space of its own, as a YAML file or its fields")
     executor = "ray" if isinstance(runner, str) else "local"
-    return {"executor": executor, "budget": NO_LIMIT, "objectives": ["quality"]}
+    return {"executor": executor, "budget": NO_LIMIT, "objectives": ["quality"], "final_seeds": 0}
 
 
 def resume(
@@ -126,8 +138,8 @@ def resume(
     Args:
         objectives: The `Objective`s of your own that the run was started with.
         runner, cost: Those that the run was started with.
-        changes: Fields that may differ from the run's request, for this sitting: trials, time, executor, workers,
-            gpus_per_worker, ray_address.
+        changes: Fields that may differ from the run's request, for this sitting: trials, time, final_seeds, executor,
+            workers, together, gpus_per_worker, ray_address.
 
     Raises:
         AutopeftError: Of the kind that says what is wrong.
@@ -143,6 +155,7 @@ def resume(
     if given.get("executor") == "local":
         stored |= {"workers": None, "ray_address": None}  # they were for Ray
     request = make_request({**stored, **given}, own_objectives=tuple(stored["objectives"]))
+    _check_finals(request, runner)
     assembly = reassemble(run, objectives=objectives, cost=cost)
     with ExitStack() as stack:
         view = view or _own_view(stack)
@@ -164,7 +177,7 @@ def _run(
             raise
         finally:
             if runner is None:
-                run.sweep(point.number for point in front(run.records, problem.objectives))
+                run.sweep(kept(run.records, problem.objectives))
             report = Result(run.path).report() if run.records else None
         result = Result(run.path)
         view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
@@ -192,18 +205,36 @@ def _search_in(
     of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
     name = "autopeft" if request.storage is None else of_run
     study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
+    start, seconds = time.monotonic(), request.time_seconds
     with closing(study), closing(make_executor(request, info, run.path, runner=runner)) as executor:
-        return run_search(
+        limits = Limits(request.trials, seconds)
+        if seconds is not None and request.final_seeds:
+            kept = reserve(problem, seeds=request.final_seeds, at_once=executor.capacity, seconds=seconds)
+            limits = replace(limits, reserved=kept)
+        ending = run_search(
             problem,
             study,
             executor,
             run,
             view,
-            limits=Limits(request.trials, request.time_seconds),
+            limits=limits,
             steps=request.steps,
             seed=request.seed,
             saves_adapters=runner is None,
         )
+        if request.final_seeds:
+            confirm(
+                problem,
+                executor,
+                run,
+                view,
+                metric=request.metric_for(info.data["task"]),
+                splits=("test", "validation") if "test" in info.data["rows"] else ("validation",),
+                seeds=[request.seed + 1 + n for n in range(request.final_seeds)],
+                steps=request.steps,
+                deadline=math.inf if seconds is None else start + seconds,
+            )
+    return ending
 
 
 def _new_run_dir() -> Path:

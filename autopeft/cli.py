@@ -51,8 +51,13 @@ REQUEST: dict[str, Any] = {
     "time": _option(str | None, _LIMITS, "Most time of the search, e.g. 30min."),
     "trials": _option(int | None, _LIMITS, "How many candidates to train; 24 if there is no --time."),
     "space": _option(str | None, _LIMITS, "Name of a search space, or a YAML file."),
+    "final_seeds": _option(
+        int | None, _LIMITS, "Other seeds to train the front's points again with, judged on the test split; 0 for none."
+    ),
     "objectives": _option(str | None, _LIMITS, "What to optimise, e.g. quality,params,memory."),
-    "sampler": _option(str | None, _LIMITS, "Engine that proposes candidates: known-cost, tpe, nsga2, random."),
+    "sampler": _option(
+        str | None, _LIMITS, "Engine that proposes candidates: known-cost, autopeft, tpe, nsga2, random."
+    ),
     "steps": _option(int | None, _TRAINING, "Optimiser steps a trial."),
     "batch_size": _option(int | None, _TRAINING, "Rows an optimiser step."),
     "max_length": _option(int | None, _TRAINING, "Tokens a row is cut to."),

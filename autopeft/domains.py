@@ -72,6 +72,25 @@ def middle(domain: Domain) -> Scalar:
             return round(math.sqrt(low * high)) if log else (low + high) // 2
 
 
+def canonical(domain: Domain, value: Scalar) -> Scalar:
+    """Give an allowed value the domain's own form, so that what is the same has the same key; others as they are.
+
+    >>> canonical(Ordinal((0, 8, 64)), 8.0), canonical(Real(0.1, 10), 1)
+    (8, 1.0)
+    """
+    if not domain.holds(value):
+        return value
+    match domain:
+        case Choices(values):
+            return next(v for v in values if v == value and isinstance(v, bool) == isinstance(value, bool))
+        case Ordinal(values):
+            return values[values.index(float(value))]
+        case Real():
+            return float(value)
+        case Whole():
+            return value
+
+
 def ends(domain: Domain) -> tuple[Scalar, ...]:
     """Give the values of a domain, of a range its two ends."""
     return domain.values if isinstance(domain, Choices | Ordinal) else (domain.low, domain.high)

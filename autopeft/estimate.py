@@ -108,6 +108,8 @@ def _standard(problem: Problem) -> Iterator[Candidate]:
 
 
 def _estimate(assembly: Assembly, problem: Problem, candidate: Candidate) -> Estimate:
+    from autopeft.trial.batches import typical_length  # torch comes with it
+
     anatomy, info, data = problem.anatomy, assembly.info, assembly.data
     plan = problem.plan(candidate)
     assert anatomy is not None
@@ -124,7 +126,7 @@ def _estimate(assembly: Assembly, problem: Problem, candidate: Candidate) -> Est
     rows = None
     if limit is not None:
         rows = largest_that_fits(lambda rows: predictor.trace(plan, rows=rows).peak_bytes, limit)
-    length = plan.recipe.max_length if plan.recipe.packing else data.typical_length(plan.recipe.batch_size)
+    length = plan.recipe.max_length if plan.recipe.packing else typical_length(data, plan.recipe.batch_size)
     return Estimate(
         configuration=describe(candidate),
         candidate=candidate,

@@ -17,6 +17,7 @@ from typing import Literal
 
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError
 from autopeft.execute.protocol import Executor
+from autopeft.finals import baseline, kept
 from autopeft.labels import describe
 from autopeft.pareto import front
 from autopeft.problem import Problem
@@ -40,10 +41,15 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When to stop: after so many trained candidates, counted over all sittings, or so many seconds of this one."""
+    """When to stop: after so many trained candidates, counted over all sittings, or so many seconds of this one.
+
+    Attributes:
+        reserved: Records -> seconds that are kept for what comes after the search.
+    """
 
     trials: int | None
     seconds: float | None
+    reserved: Callable[[Sequence[TrialRecord]], float] = lambda records: 0.0
 
 
 def search(
@@ -73,16 +79,17 @@ def search(
     running: dict[int, Proposal] = {}
     sitting: list[TrialRecord] = []
     exhausted = False
-    points = front(store.records, problem.objectives)
+    points, compared = front(store.records, problem.objectives), baseline(store.records, problem.objectives)
 
     def settle(outcome: Outcome) -> None:
-        nonlocal points
+        nonlocal points, compared
         record = judge(problem, running.pop(outcome.trial), outcome, seed=seed)
         store.append(record)
         study.tell(record)
         points = front([*points, record], problem.objectives)  # what is dominated once stays so
+        compared = baseline([*compared, record], problem.objectives)
         if record.state == "complete" and saves_adapters:
-            store.keep_adapters(point.number for point in points)
+            store.keep_adapters(kept([*points, *compared], problem.objectives))
         view.finished(record, points)
         sitting.append(record)
         _stop_if_hopeless(sitting)
@@ -139,6 +146,7 @@ def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, sa
         candidate=proposal.candidate,
         steps=steps,
         seed=seed,
+        data_seed=seed,
         plan=problem.plan(proposal.candidate),
         head_params=problem.anatomy.head_params if problem.anatomy else 0,
         adapter_dir=adapter_dir(proposal.number) if saves_adapter else "",
@@ -200,9 +208,14 @@ def _may_start(
     """
     if limits.trials is not None and len(_trained(records)) + running >= limits.trials:
         return False
-    seconds = [r.seconds for r in records if r.state == "complete"]
     given = running % together + 1
-    return given * (statistics.median(seconds) if seconds else 0.0) < seconds_left
+    return given * typical_seconds(records) < seconds_left - (limits.reserved(records) if limits.seconds else 0.0)
+
+
+def typical_seconds(records: Sequence[TrialRecord]) -> float:
+    """Give the seconds that a training usually takes; 0 before one is complete."""
+    seconds = [r.seconds for r in records if r.state == "complete"]
+    return statistics.median(seconds) if seconds else 0.0
 
 
 def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:

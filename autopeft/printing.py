@@ -76,6 +76,8 @@ def print_result(result: Result, *, as_json: bool) -> None:
             for record in front
         ],
     )
+    if result.verdict:
+        print(f"\n{result.verdict}")
     print(f"\nreport: {result.path / 'report.html'}")
 
 

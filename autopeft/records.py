@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 SCHEMA_VERSION = 2
 """Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
 
-MAY_CHANGE = ("trials", "time", "executor", "workers", "together", "gpus_per_worker", "ray_address")
+MAY_CHANGE = ("trials", "time", "final_seeds", "executor", "workers", "together", "gpus_per_worker", "ray_address")
 """Fields of a request that may differ when a run goes on; all others stay what it was started with."""
 
 Scalar = str | int | float | bool
@@ -196,7 +196,8 @@ class Measurement(_Plain):
         adapter_bytes: Size of the saved adapter on disk.
         steps: Optimiser steps taken.
         train_seconds, eval_seconds: Wall time of training and of evaluation.
-        metrics: Every metric by name, and anything that a custom objective needs.
+        metrics: Every metric by name, and anything that a custom objective needs; those of a second split have its
+            name before them, as in "validation_accuracy".
         curve: Pairs (step, training loss).
         base_checksum: Checksum of the frozen base, the same before and after; "" for a custom runner. CPU and CUDA give
             different ones for equal weights: it is comparable within a kind of device only.
@@ -229,11 +230,14 @@ class Measurement(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit(_Plain):
-    """Train one candidate for `steps` optimiser steps, evaluate on `split`, save the adapter under `adapter_dir`.
+    """Train one candidate for `steps` optimiser steps, evaluate on `splits`, save the adapter under `adapter_dir`.
 
     Attributes:
         plan: The adapter to build; None for a custom runner, which reads the candidate itself.
-        adapter_dir: Where the adapter is saved, relative to the run directory.
+        seed: Of the adapter's start and dropout.
+        data_seed: Of the order of the data.
+        splits: What it is judged on; its quality is that of the first.
+        adapter_dir: Where the adapter is saved, relative to the run directory; "" for nowhere.
     """
 
     trial: int
@@ -242,7 +246,8 @@ class WorkUnit(_Plain):
     seed: int
     plan: AdapterPlan | None = None
     head_params: int = 0
-    split: Split = "validation"
+    data_seed: int = 0
+    splits: tuple[Split, ...] = ("validation",)
     adapter_dir: str = ""
 
     @classmethod
@@ -251,6 +256,7 @@ class WorkUnit(_Plain):
         unit = super(WorkUnit, cls).from_dict(data)
         return replace(
             unit,
+            splits=tuple(unit.splits),
             candidate=Candidate.from_dict(data["candidate"]),
             plan=AdapterPlan.from_dict(data["plan"]) if data.get("plan") else None,
         )

@@ -45,6 +45,9 @@ class SearchRequest(Dimensions):
         None, description="how many candidates to train; by default 24 if there is no time limit"
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
+    final_seeds: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="other seeds to train the front's points again with, judged on the test split; 0 for none"
+    )
     bits: list[int] | None = Field(None, description="bits of the frozen base to search; by default the space's")
     eval_rows: Annotated[int, Field(ge=1)] = Field(500, description="most rows to judge a trial on")
     generate_rows: Annotated[int, Field(ge=1)] = Field(

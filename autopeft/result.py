@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.assembly import stored_objectives
+from autopeft.finals import kept, picked
 from autopeft.labels import describe
 from autopeft.objectives import Objective
-from autopeft.pareto import front, picks
+from autopeft.pareto import front
 from autopeft.records import Candidate, RunInfo, TrialRecord
 from autopeft.registry import unknown
-from autopeft.report import render, write_csv
+from autopeft.report import COLUMNS, Context, render, table, verdict, write_csv
 from autopeft.store import RunDirectory, adapter_dir, replace_file
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Result:
         self.info: RunInfo = run.read_info()
         self.objectives: tuple[Objective, ...] = stored_objectives(self.info)
         self.records: tuple[TrialRecord, ...] = tuple(run.records)
+        self.finals: tuple[TrialRecord, ...] = tuple(run.finals)
 
     @property
     def front(self) -> pd.DataFrame:
@@ -94,9 +96,26 @@ class Result:
 
     @property
     def picks(self) -> dict[str, Pick]:
-        """The named points of the front: "best", "knee", "smallest"."""
+        """The named points of the front: "best", "knee", "smallest"; by their repeats, where there are such."""
         by_number = {r.number: r for r in self.records}
-        return {name: Pick(by_number[n], self.path) for name, n in picks(self.records, self.objectives).items()}
+        named = picked(self.records, self.finals, self.objectives)
+        return {name: Pick(by_number[n], self.path) for name, n in named.items()}
+
+    @property
+    def finalists(self) -> pd.DataFrame:
+        """What was trained again with other seeds, best first: one row a finalist, as in the report."""
+        import pandas as pd
+
+        return pd.DataFrame(table(self._context), columns=COLUMNS)
+
+    @property
+    def verdict(self) -> str:
+        """What the repeats say of the best configuration against plain LoRA; "" without repeats."""
+        return verdict(self._context)
+
+    @property
+    def _context(self) -> Context:
+        return Context(self.info, self.records, self.objectives, finals=self.finals)
 
     def best(self, name: str = "knee") -> Pick:
         """Give a named point of the front.
@@ -111,12 +130,17 @@ class Result:
 
     def report(self) -> Path:
         """Write front.csv and report.html anew; gives the latter's path."""
-        points = [r.number for r in front(self.records, self.objectives)]
-        saved = {n: str(self.path / adapter_dir(n)) for n in points if (self.path / adapter_dir(n)).is_dir()}
+        folders = {n: self.path / adapter_dir(n) for n in kept(self.records, self.objectives)}
+        saved = {n: str(folder) for n, folder in folders.items() if folder.is_dir()}
         write_csv(
-            self.records, self.objectives, self.path / "front.csv", adapter_dirs={n: adapter_dir(n) for n in saved}
+            self.records,
+            self.objectives,
+            self.path / "front.csv",
+            named=picked(self.records, self.finals, self.objectives),
+            adapter_dirs={n: adapter_dir(n) for n in saved},
         )
-        replace_file(self.path / "report.html", render(self.info, self.records, self.objectives, adapter_dirs=saved))
+        page = render(self.info, self.records, self.objectives, adapter_dirs=saved, finals=self.finals)
+        replace_file(self.path / "report.html", page)
         return self.path / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +155,8 @@ class Result:
             "objectives": [dict(o) for o in self.info.objectives],
             "parameter_limit": self.info.parameter_limit,
             "trials": {state: states.count(state) for state in dict.fromkeys(states)},
+            "verdict": self.verdict,
+            "finalists": table(self._context),
             "front": [
                 {
                     "trial": r.number,

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Literal
 
 from autopeft.anatomy import KINDS, Anatomy, layer_groups
-from autopeft.domains import Choices, Domain, middle, show_domain
+from autopeft.domains import Choices, Domain, canonical, middle, show_domain
 from autopeft.errors import RequestError
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import unknown
@@ -127,11 +127,13 @@ class Space:
     def complete(self, partial: Assignment) -> Candidate:
         """Make a Candidate of a partial assignment: defaults for what is not said, inactive parameters dropped.
 
+        Two assignments that mean the same give the same candidate: values have their domain's form, 8 for 8.0.
+
         Raises:
             RequestError: Listing every name that is not of the space and every value that is not allowed.
         """
         self.check(partial)
-        values = {parameter.name: _assigned(parameter, partial) for parameter in self.parameters}
+        values = {p.name: canonical(p.domain, _assigned(p, partial)) for p in self.parameters}
         return Candidate({p.name: values[p.name] for p in self.active(values)})
 
     def allows(self, partial: Assignment) -> bool:

@@ -5,6 +5,7 @@
     request.yaml    every field of the request
     run.json        RunInfo: anatomy, data, versions, hardware
     records.jsonl   one TrialRecord a line, written before the study is told
+    finals.jsonl    one TrialRecord a line of the front's points, trained again with other seeds
     study.db        the Optuna study (rebuilt from the records if it is lost)
     data/           the rows that the search reads, tokenised
     adapters/NNNN/  the adapters of the front, in PEFT's format
@@ -18,7 +19,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from autopeft.errors import DamagedRunError, RequestError
 from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
 from autopeft.request import SearchRequest, make_request, read_fields, write_request
 
-_LOCK = ".lock"
+_LOCK, _RECORDS, _FINALS = ".lock", "records.jsonl", "finals.jsonl"
 _PREPARATION = {_LOCK, "data", "run.json", ".run.json.partial", ".request.yaml.partial"}
 
 
@@ -43,6 +44,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: list[TrialRecord] = []
+        self._finals: list[TrialRecord] = []
         self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
         self.notes: list[str] = []
@@ -91,7 +93,8 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self._take_lock()
-        self._records = [_in_short(record) for record in self._read_records(repair=True)]
+        self._records = _first_of(_in_short(record) for record in self._read_lines(_RECORDS, repair=True))
+        self._finals = _first_of(_in_short(record) for record in self._read_lines(_FINALS, repair=True))
         self._with_adapter = {record.number for record in self._records}
         return self
 
@@ -127,31 +130,43 @@ class RunDirectory:
     @property
     def records(self) -> Sequence[TrialRecord]:
         """The records, oldest first; those of an open run in short, as a driver holds them for days."""
-        return self._records or self._read_records(repair=False)
+        return self._records or _first_of(self._read_lines(_RECORDS, repair=False))
 
     def append(self, record: TrialRecord) -> None:
-        """Write a record down for good: one line, flushed to the disk."""
+        """Write the record of a trial down for good: one line, flushed to the disk."""
+        self._append_line(_RECORDS, record)
+        self._records.append(_in_short(record))
+        self._with_adapter.add(record.number)
+
+    @property
+    def finals(self) -> Sequence[TrialRecord]:
+        """What finalists gave that were trained again, oldest first: the trial's number, another seed."""
+        return self._finals or _first_of(self._read_lines(_FINALS, repair=False))
+
+    def append_final(self, record: TrialRecord) -> None:
+        """Write down what a finalist gave."""
+        self._append_line(_FINALS, record)
+        self._finals.append(_in_short(record))
+
+    def _append_line(self, name: str, record: TrialRecord) -> None:
         line = json.dumps({"schema": SCHEMA_VERSION, **record.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n"
-        with (self.path / "records.jsonl").open("ab") as file:
+        with (self.path / name).open("ab") as file:
             # A lone surrogate, as in the name of a file, becomes its JSON escape.
             file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
-        self._records.append(_in_short(record))
-        self._with_adapter.add(record.number)
 
-    def _read_records(self, *, repair: bool) -> list[TrialRecord]:
-        """Read the records; a last line that a kill cut short is dropped, any other fault is damage."""
-        path = self.path / "records.jsonl"
+    def _read_lines(self, name: str, *, repair: bool) -> Iterator[TrialRecord]:
+        """Read a file of records; a last line that a kill cut short is dropped, any other fault is damage."""
+        path = self.path / name
         if not path.exists():
-            return []
+            return
         data = path.read_bytes()
         whole, _, torn = data.rpartition(b"\n")
         if torn and repair:
-            self.notes.append("records.jsonl ended in a torn line; it was dropped, and its trial runs again")
+            self.notes.append(f"{name} ended in a torn line; it was dropped, and its trial runs again")
             with path.open("r+b") as file:
                 file.truncate(len(whole) + (1 if whole else 0))
-        records: dict[int, TrialRecord] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 fields = json.loads(line)
@@ -160,14 +175,12 @@ class RunDirectory:
                         f"{path}: line {number} has schema {fields['schema']}, this autopeft reads {SCHEMA_VERSION}; "
                         "use the version that wrote it"
                     )
-                record = TrialRecord.from_dict(fields)
+                yield TrialRecord.from_dict(fields)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DamagedRunError(
                     f"{path}: line {number} is damaged ({type(error).__name__}: {error}); "
                     "restore the file, or delete the line to run its trial again"
                 ) from None
-            records.setdefault(record.number, record)
-        return list(records.values())
 
     def begin(self, request: SearchRequest, info: RunInfo) -> None:
         """Write run.json, then request.yaml: with that the folder is a run that can be resumed."""
@@ -205,6 +218,14 @@ class RunDirectory:
             if (folder := self.path / adapter_dir(number)).is_dir():
                 shutil.rmtree(folder)
         self._with_adapter &= kept
+
+
+def _first_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Keep the first record of each training: an orphan of a killed driver may have written another."""
+    kept: dict[tuple[int, int], TrialRecord] = {}
+    for record in records:
+        kept.setdefault((record.number, record.seed), record)
+    return list(kept.values())
 
 
 def _in_short(record: TrialRecord) -> TrialRecord:

@@ -32,7 +32,7 @@ def worker_spec(
             "source": info.model["source"],
             "head": anatomy["head"],
             "metric": request["metric"] or _default_metric(info),
-            "data_seed": request["seed"],
+            "head_seed": request["seed"],
             "threads": threads,
             "memory_share": memory_share,
             "host_share": host_share,

@@ -14,7 +14,6 @@ share of that of the best front known (`--best` finds it).
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import write_rows
 
 from autopeft.objectives import OBJECTIVES
 from autopeft.pareto import hypervolume, on_front
@@ -148,7 +148,9 @@ ENGINES: Mapping[str, Callable[[int], Any]] = {
 }
 
 
-def search(engine: str, *, seed: int, trials: Sequence[int], start: bool = True, at_once: int = 1) -> list[list[float]]:
+def search(
+    engine: str, *, seed: int, trials: Sequence[int], start: bool = True, at_once: int = 1
+) -> list[tuple[int, float, float]]:
     """Search once; give a row for each number of trials: that number, the volume's share, CPU seconds of the driver."""
     problem = make_problem(start=start)
     study = Study(problem, url="sqlite:///:memory:", sampler=ENGINES[engine], seed=seed)
@@ -171,7 +173,7 @@ def search(engine: str, *, seed: int, trials: Sequence[int], start: bool = True,
         }
         study.tell(TrialRecord(proposal.number, "complete", candidate, seed, Cost(params(candidate)), values=values))
         if len(losses) in trials:
-            rows.append([len(losses), volume(losses) / BEST, time.process_time() - began])
+            rows.append((len(losses), volume(losses) / BEST, time.process_time() - began))
     study.close()
     return rows
 
@@ -206,24 +208,31 @@ def main() -> None:
     if options.best:
         print(best_known())
         return
-    rows = []
     for engine in options.engines:
-        for seed in range(options.seeds):
-            for count, share, seconds in search(
+        rows = [
+            {
+                "engine": engine,
+                "start": not options.no_start,
+                "at_once": options.at_once,
+                "seed": seed,
+                "trials": trials,
+                "share": round(share, 4),
+                "driver_cpu_seconds": round(seconds, 1),
+            }
+            for seed in range(options.seeds)
+            for trials, share, seconds in search(
                 engine, seed=seed, trials=options.trials, start=not options.no_start, at_once=options.at_once
-            ):
-                rows.append(
-                    [engine, not options.no_start, options.at_once, seed, count, f"{share:.4f}", f"{seconds:.1f}"]
-                )
-        for count in options.trials:
-            shares = [float(row[5]) for row in rows if row[0] == engine and row[4] == count]
-            spent = np.mean([float(row[6]) for row in rows if row[0] == engine and row[4] == count])
-            print(f"{engine:18} {count:4} {np.mean(shares):.3f} +- {np.std(shares):.3f}  {spent:6.1f} s", flush=True)
-    if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["engine", "start", "at_once", "seed", "trials", "share", "cpu_seconds"])
-            writer.writerows(rows)
+            )
+        ]
+        if options.out:
+            write_rows(options.out, rows)
+        for trials in options.trials:
+            shares, seconds = np.array(
+                [(row["share"], row["driver_cpu_seconds"]) for row in rows if row["trials"] == trials], dtype=float
+            ).T
+            print(
+                f"{engine:16} {trials:4} {shares.mean():.3f} +- {shares.std():.3f} {seconds.mean():7.1f} s", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def make_worker(run_dir: Path, source: ModelSource, anatomy: Anatomy, **changes:
         "source": asdict(source),
         "head": dict(anatomy.head),
         "metric": METRIC[source.task],
-        "data_seed": 0,
+        "head_seed": 0,
         "device": "cpu",
         "threads": 1,
     }

@@ -43,7 +43,7 @@ def test_kept_states_take_a_tenth_of_the_share_of_the_host(tmp_path, monkeypatch
     (tmp_path / "request.yaml").touch()
     source = {"path": "", "task": "causal-lm", "label_names": ()}
     shares = {"device": "cpu", "memory_share": 1.0, "host_share": 0.25}
-    worker = TrialWorker(run_dir=str(tmp_path), source=source, head={}, metric="loss", data_seed=0, **shares)
+    worker = TrialWorker(run_dir=str(tmp_path), source=source, head={}, metric="loss", head_seed=0, **shares)
     assert worker._states.limit_bytes == 25
 
 

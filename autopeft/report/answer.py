@@ -11,6 +11,7 @@ from autopeft.objectives import Objective
 from autopeft.pareto import is_ratio_cost
 from autopeft.records import TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill
+from autopeft.report.finalists import repeated, verdict
 from autopeft.report.words import STATES, bits_of, method_sentence, method_title
 from autopeft.units import show_bytes, show_count, show_percent, show_seconds
 
@@ -47,6 +48,8 @@ def answer(context: Context) -> Section:
 def _card(context: Context, record: TrialRecord) -> dict[str, object]:
     plan, measured = record.plan, record.measurement
     facts = [(context.title_of(o), context.show(o, record)) for o in context.objectives]
+    if again := repeated(context, record):
+        facts.append(again)
     asked = {o.name for o in context.objectives}
     if measured and "params" not in asked and measured.trainable_params:
         facts.append(("trainable parameters", show_count(measured.trainable_params)))
@@ -132,7 +135,8 @@ def _notes(context: Context) -> list[str]:
     knee = context.picks.get("knee")
     if knee is None:
         return []
-    return [note for note in (_given_up(context, knee), _plain_lora(context, knee), _noise(context, knee)) if note]
+    told = [verdict(context)] if context.standings else [_plain_lora(context, knee), _noise(context, knee)]
+    return [note for note in (_given_up(context, knee), *told) if note]
 
 
 def _given_up(context: Context, knee: TrialRecord) -> str:
@@ -149,12 +153,11 @@ def _given_up(context: Context, knee: TrialRecord) -> str:
 
 
 def _plain_lora(context: Context, knee: TrialRecord) -> str:
-    """Compare with what most people would use: LoRA with one rank throughout."""
-    plain = [r for r in context.complete if r.plan and r.plan.method == "lora" and len(set(r.plan.sizes.values())) == 1]
-    if not plain:
+    """Compare with what most people would use: LoRA with one rank in every linear."""
+    best = context.baseline
+    if best is None:
         return ""
-    best = min(plain, key=lambda r: context.quality.loss(r.values[context.quality.name]))
-    what = f"The best LoRA with one rank throughout is trial {best.number} ({describe(best)})"
+    what = f"The best LoRA with one rank in every linear is trial {best.number} ({describe(best)})"
     if best.number == knee.number:
         return f"{what}: it is the recommended one itself."
     return f"{what}. Against it the recommended one has {', '.join(compare(context, knee, best))}."

@@ -14,9 +14,10 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from autopeft.anatomy import Anatomy
+from autopeft.finals import Standing, baseline, picked, standings
 from autopeft.labels import describe, show_rate, show_value
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, Metric, Objective
-from autopeft.pareto import completed, front, picks, quality_objective, size_objective
+from autopeft.pareto import completed, front, quality_objective, size_objective
 from autopeft.records import RunInfo, TrialRecord
 
 TEMPLATES = Environment(
@@ -54,12 +55,14 @@ class Context:
 
     Attributes:
         adapter_dirs: Trial number -> directory of its exported adapter, as the report should print it.
+        finals: What the finalists gave that were trained again.
     """
 
     info: RunInfo
     records: Sequence[TrialRecord]
     objectives: Sequence[Objective]
     adapter_dirs: Mapping[int, str] = field(default_factory=dict)
+    finals: Sequence[TrialRecord] = ()
 
     @cached_property
     def complete(self) -> list[TrialRecord]:
@@ -73,10 +76,21 @@ class Context:
 
     @cached_property
     def picks(self) -> dict[str, TrialRecord]:
-        """The named trials of the front, the recommended one first."""
-        by_number = {record.number: record for record in self.front}
-        chosen = picks(self.front, self.objectives)
+        """The named trials, the recommended one first."""
+        by_number = {record.number: record for record in self.complete}
+        chosen = picked(self.complete, self.finals, self.objectives)
         return {name: by_number[chosen[name]] for name in PICKS if name in chosen}
+
+    @cached_property
+    def standings(self) -> dict[int, Standing]:
+        """The finalists by trial number, best first on the split that counts."""
+        found = standings(self.complete, self.finals, self.objectives)
+        return {standing.record.number: standing for standing in found}
+
+    @cached_property
+    def baseline(self) -> TrialRecord | None:
+        """The best LoRA with one rank in every linear; None where none was tried."""
+        return next(iter(baseline(self.complete, self.objectives)), None)
 
     @cached_property
     def anatomy(self) -> Anatomy | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autopeft.objectives import Objective
-from autopeft.pareto import front, picks
+from autopeft.pareto import front
 from autopeft.records import TrialRecord
 from autopeft.report.words import bits_of, method_of
 
@@ -17,6 +17,7 @@ def write_csv(
     objectives: Sequence[Objective],
     path: Path,
     *,
+    named: Mapping[str, int],
     adapter_dirs: Mapping[int, str] | None = None,
 ) -> None:
     """Write number, picks, objectives, method, bits, learning rate, adapter directory and every candidate value.
@@ -27,9 +28,10 @@ def write_csv(
         records: Every trial; only those on the front are written.
         objectives: What was optimised, in order.
         path: The file to write; UTF-8.
+        named: Pick -> trial number.
         adapter_dirs: Trial number -> directory of its adapter.
     """
-    points, named = front(records, objectives), picks(records, objectives)
+    points = front(records, objectives)
     fixed = ["number", "picks", *(o.name for o in objectives), "method", "bits", "learning_rate", "adapter_dir"]
     # The plan says method and bits for every trial, the candidate only where they were free to choose.
     names = list(dict.fromkeys(n for r in points for n in r.candidate.values if n not in ("method", "bits")))

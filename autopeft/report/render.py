@@ -15,6 +15,7 @@ from autopeft.records import RunInfo, TrialRecord
 from autopeft.registry import Table
 from autopeft.report.answer import answer
 from autopeft.report.context import Context, Section, fill
+from autopeft.report.finalists import finalists
 from autopeft.report.front import front
 from autopeft.report.history import history
 from autopeft.report.layers import layers
@@ -25,6 +26,7 @@ from autopeft.report.usage import usage
 SECTIONS: Table[Callable[[Context], Section]] = Table(
     {
         "answer": answer,
+        "finalists": finalists,
         "front": front,
         "layers": layers,
         "usage": usage,
@@ -43,6 +45,7 @@ def render(
     *,
     title: str = "autopeft report",
     adapter_dirs: Mapping[int, str] | None = None,
+    finals: Sequence[TrialRecord] = (),
 ) -> str:
     """Give the whole report as one HTML file that opens offline.
 
@@ -52,13 +55,14 @@ def render(
         objectives: What was optimised, in order.
         title: Heading of the page.
         adapter_dirs: Trial number -> directory of its exported adapter, as the code in the report should name it.
+        finals: What the finalists gave that were trained again.
 
     Raises:
         ValueError: If there is no objective, or a complete record holds a value that is not finite.
     """
     if not objectives:
         raise ValueError("a report needs at least one objective")
-    context = Context(info, records, objectives, adapter_dirs or {})
+    context = Context(info, records, objectives, adapter_dirs or {}, finals)
     scripts = [_plotly(), _own("report.js")] if context.complete else [_own("report.js")]
     page = fill(
         "page.html.j2",

@@ -2,7 +2,7 @@
 
 What the front leaves undominated is cut into boxes. In one box, the volume that a candidate would add is a product
 over the objectives of ``E[max(0, high - max(low, y))]``, and for a Gaussian y each factor is a difference of two
-expected improvements (Yang et al., arXiv:1812.07692; boxes after Lacour et al., arXiv:1510.01963). An objective that
+expected improvements (Yang et al., arXiv:1904.12672; Zhao et al., arXiv:1812.07692). An objective that
 is known has no variance, and its factor is the length itself. So a pool is scored exactly, without samples, however
 many of its objectives are learned.
 

@@ -7,7 +7,7 @@ exactly interests nobody, and one diverged training would stretch the scale of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,11 @@ CONDITIONED = 512
 _WIDE = 100.0
 """A cost of any unit whose values lie this factor apart is compared by ratio, too."""
 
-_DOUBT = 0.5
-"""Deviation of what a failure is taken to say, in deviations of the results."""
+_PAIRS = 5
+"""Finished trials that it takes to say what a partial result comes to."""
+
+_LEAST_CHANCE = 0.02
+"""Chance of success of what is most like the failures; a failure may have had another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Results:
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
         costs: ``(n_done,)``: the trained parameters as counted beforehand.
         failed, running: Features of what failed, and of what is under way; with the costs of the latter.
+        partial: Of what has results: step -> held-out loss there, where it was measured.
+        paused, paused_partial: Features of what has only partial results, and those.
     """
 
     numbers: tuple[int, ...]
@@ -52,6 +57,9 @@ class Results:
     failed: Array
     running: Array
     running_costs: Array
+    partial: Sequence[Mapping[int, float]]
+    paused: Array
+    paused_partial: Sequence[Mapping[int, float]]
 
 
 class Scale:
@@ -127,16 +135,19 @@ class Belief:
                 self.models.append(None)
                 continue
             theta = hyperparameters.of(j, results)
-            failed = results.failed if j == quality else results.failed[:0]
-            x = np.concatenate([results.x[rows], failed])
-            y = np.concatenate([target[rows], np.full(len(failed), target.max())])
-            noise = np.concatenate([np.zeros(len(rows)), np.full(len(failed), (_DOUBT * target.std()) ** 2)])
+            x, y, noise = results.x[rows], target[rows], np.zeros(len(rows))
+            if j == quality:
+                expected, doubt = expected_from_partial(results.partial, target, results.paused_partial)
+                told = np.isfinite(expected)
+                x = np.concatenate([x, results.paused[told]])
+                y, noise = np.concatenate([y, expected[told]]), np.concatenate([noise, doubt[told]])
             model = condition(kernel, theta, x, y, noise=noise)
             if len(results.running):
                 # What is under way will turn out as expected: nothing is learned but that it need not be tried again.
                 x, y = np.concatenate([x, results.running]), np.concatenate([y, model.predict(results.running)[0]])
                 model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(results.running))]))
             self.models.append(model)
+        self._success = _success_model(kernel, results, rows)
         means, _ = self.predict(
             np.concatenate([results.x, results.running]), np.concatenate([results.costs, results.running_costs])
         )
@@ -156,8 +167,69 @@ class Belief:
         return np.stack(means, axis=1), np.stack(deviations, axis=1)
 
     def score(self, x: Array, costs: Array) -> Array:
-        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``."""
-        return self._boxes.log_improvement(*self.predict(x, costs))
+        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``; failures improve nothing."""
+        gained = self._boxes.log_improvement(*self.predict(x, costs))
+        if self._success is None:
+            return gained
+        return np.asarray(gained + np.log(np.clip(self._success.predict(x)[0], _LEAST_CHANCE, 1)))
+
+
+def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) -> GaussianProcess | None:
+    """Model which trainings fail, as those with far too high a learning rate; None while none did.
+
+    A regression on 1 and 0 is a rough probability, but it is bounded below and asks for no sampling. What the
+    trainings that failed would have been worth is no part of the model of quality.
+    """
+    if not len(results.failed):
+        return None
+    failed = results.failed[-len(rows) - 1 :]
+    x = np.concatenate([results.x[rows], failed])
+    y = np.concatenate([np.ones(len(rows)), np.zeros(len(failed))])
+    last = slice(-FITTED, None)
+    return condition(kernel, fit_hyperparameters(kernel, x[last], y[last]), x, y)
+
+
+def expected_from_partial(
+    known: Sequence[Mapping[int, float]], target: Array, partial: Sequence[Mapping[int, float]]
+) -> tuple[Array, Array]:
+    """Say what partial results lead one to expect at the end: a straight line through those that went on to it.
+
+    Each trial's latest step is read, with the line of the finished trials at that step; what they lie off it is how far
+    the expectation can be trusted.
+
+    Args:
+        known: ``(n_done,)``: step -> held-out loss of finished trials.
+        target: ``(n_done,)``: what they came to.
+        partial: ``(n_paused,)``: step -> held-out loss of those that are not finished.
+
+    Returns:
+        Expectation and deviation, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
+    """
+    expected, deviation = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
+    for step in sorted({max(curve) for curve in partial}):
+        pairs = [(curve[step], end) for curve, end in zip(known, target, strict=True) if step in curve]
+        at = [i for i, curve in enumerate(partial) if max(curve) == step]
+        values = np.array([*(loss for loss, _ in pairs), *(partial[i][step] for i in at)])
+        if len(pairs) < _PAIRS or not np.isfinite(values).all():
+            continue
+        early, ends = _compressed(values, len(pairs)), np.array([end for _, end in pairs])
+        lines = np.stack([np.ones(len(early)), early], axis=1)
+        line, *_ = np.linalg.lstsq(lines[: len(pairs)], ends, rcond=None)
+        residuals = ends - lines[: len(pairs)] @ line
+        # Nobody is expected to become better or worse than anybody was.
+        expected[at] = np.clip(lines[len(pairs) :] @ line, ends.min(), ends.max())
+        deviation[at] = (float(residuals @ residuals) / (len(pairs) - 2)) ** 0.5
+    return expected, deviation
+
+
+def _compressed(losses: Array, n_known: int) -> Array:
+    """Compress what is far worse than the middle of those that are known; a diverged one would turn the line."""
+    best, middle = float(losses[:n_known].min()), float(np.median(losses[:n_known]))
+    worth = middle - best
+    if worth <= 0:
+        return losses
+    beyond = np.maximum(losses - middle - worth, 0.0) / worth
+    return np.asarray(np.minimum(losses, middle + worth) + worth * np.log1p(beyond))
 
 
 def chosen_rows(on_front: NDArray[np.bool_], most: int) -> NDArray[np.int64]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from autopeft.problem import Problem
@@ -18,13 +18,16 @@ class Observed:
     """A trial as an engine sees it.
 
     Attributes:
+        state: "paused" after a part of its training; it may be continued.
         values: By objective, as measured; empty but for a complete trial.
+        partial: Step -> held-out loss there, smaller is better.
     """
 
     number: int
-    state: Literal["complete", "failed", "running"]
+    state: Literal["complete", "failed", "running", "paused"]
     candidate: Candidate
     values: tuple[float, ...] = ()
+    partial: Mapping[int, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):

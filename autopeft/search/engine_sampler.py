@@ -82,9 +82,17 @@ def _observed(trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) 
     """Read a trial of plain Optuna; None if it says nothing of these parameters."""
     if trial.state not in _STATES or not search_space.keys() <= trial.params.keys():
         return None
-    candidate = Candidate({name: trial.params[name] for name in search_space})
+    candidate = Candidate({name: _snapped(d, trial.params[name]) for name, d in search_space.items()})
     values = tuple(trial.values) if trial.state is TrialState.COMPLETE else ()
     return Observed(trial.number, _STATES[trial.state], candidate, values)  # type: ignore[arg-type]
+
+
+def _snapped(distribution: BaseDistribution, value: Any) -> Any:
+    """Give a value on a grid as `domain_of` has it; Optuna's may differ in the last digit."""
+    match domain_of(distribution):
+        case Ordinal(values):
+            return min(values, key=lambda known: abs(known - value))
+    return value
 
 
 def problem_of(search_space: Mapping[str, BaseDistribution], directions: Sequence[StudyDirection]) -> Problem:

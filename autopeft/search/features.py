@@ -66,10 +66,12 @@ def families(space: Space) -> list[Family]:
     for parameter in space:
         parents = tuple(sorted((_stem(name), values) for name, values in parameter.when.items()))
         found.setdefault((_stem(parameter.name), parameter.domain, str(parents)), []).append(parameter)
-    return [
-        Family(str(key[0]), str(key[0]).rpartition(".")[2] if members[0].when else str(key[0]), tuple(members))
-        for key, members in found.items()
-    ]
+    named = [(str(key[0]), tuple(members)) for key, members in found.items()]
+    return [Family(name, _role(name) if members[0].when else name, members) for name, members in named]
+
+
+def _role(name: str) -> str:
+    return name.rpartition(".")[2].removesuffix("[]")
 
 
 def _stem(name: str) -> str:

@@ -78,10 +78,10 @@ class KnownCost:
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
 
-    def values_of(self, trials: Sequence[Observed], candidates: Sequence[Candidate]) -> Array:
-        """Give the logarithm of each candidate's expected hypervolume improvement; zeros while there is no model."""
+    def values_of(self, trials: Sequence[Observed], candidates: Sequence[Candidate]) -> Array | None:
+        """Give the logarithm of each candidate's expected hypervolume improvement; None while there is no model."""
         done, results = self._results(trials)
-        return self._score(self._believe(results), candidates) if len(done) >= STARTUP else np.zeros(len(candidates))
+        return self._score(self._believe(results), candidates) if len(done) >= STARTUP else None
 
     def _believe(self, results: Results) -> Belief:
         return Belief(self._problem.objectives, self._features.kernel, results, self._hyperparameters)
@@ -108,6 +108,7 @@ class KnownCost:
         losses = losses.reshape(len(done), len(objectives))
         costs = self.costs(done)
         exact = self._options.known_costs and self._problem.params_of is not None
+        paused = [trial for trial in trials if trial.state in ("running", "paused") and trial.partial]
         return done, Results(
             numbers=tuple(trial.number for trial in complete),
             known=np.array([exact and bool(np.allclose(column, costs, rtol=1e-9, atol=0)) for column in losses.T]),
@@ -117,6 +118,9 @@ class KnownCost:
             failed=self.rows(failed),
             running=self.rows(running),
             running_costs=self.costs(running),
+            partial=[trial.partial for trial in complete],
+            paused=self.rows([trial.candidate for trial in paused]),
+            paused_partial=[trial.partial for trial in paused],
         )
 
     def costs(self, candidates: Sequence[Candidate]) -> Array:

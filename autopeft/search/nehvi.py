@@ -52,8 +52,9 @@ class Nehvi:
         parents = [done[i] for i in np.flatnonzero(on_front(losses))]
         pool = self._pool.fresh(_FRESH, random) + self._pool.mutants(parents, _MUTANTS, random)
         running = [trial.candidate for trial in trials if trial.state == "running"]
+        rows = self._features.plain
         with _alone(self._seed * 100_003 + number):
-            scores = _scores(*map(self._features.plain, (done, running, pool)), losses)
+            scores = _scores(rows(done), rows(running), rows(pool), losses)
         return next((pool[i] for i in np.argsort(-scores, kind="stable") if accepts(pool[i])), None)
 
 

@@ -30,11 +30,11 @@ class Pool:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._roots = [p for p in problem.space if not p.when]
-        self._children: dict[tuple[str, bool, Scalar], list[Parameter]] = {}
+        self._children: dict[tuple[str, Scalar], list[Parameter]] = {}
         for parameter in problem.space:
             for name, values in parameter.when.items():
                 for value in values:
-                    self._children.setdefault((name, isinstance(value, bool), value), []).append(parameter)
+                    self._children.setdefault((name, value), []).append(parameter)
         self._family = {member.name: family for family in families(problem.space) for member in family.members}
 
     def fresh(self, count: int, random: Random) -> list[Candidate]:
@@ -79,7 +79,7 @@ class Pool:
                 if name not in shapes:
                     shapes.update(dict.fromkeys((m.name for m in family.members), _shape(family, random)))
                 values[name] = shapes[name][name]
-            due += self._children.get((name, isinstance(values[name], bool), values[name]), ())
+            due += self._children.get((name, values[name]), ())
         return Candidate(values)
 
     def _mutated(self, parent: Candidate, random: Random) -> Candidate:
@@ -101,9 +101,7 @@ class Pool:
         return self._complete(said, random)
 
     def _is_parent_changed(self, before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> bool:
-        return any(
-            (name, isinstance(v, bool), v) in self._children for name, v in after.items() if before.get(name) != v
-        )
+        return any((name, value) in self._children for name, value in after.items() if before.get(name) != value)
 
     def _carried(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Give a parent's settings to what plays their role elsewhere: rank stays rank when the method changes."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -34,8 +35,9 @@ ENUMERATED = 4096
 """Most candidates of a space that is gone through one by one once draws find nothing new."""
 
 
-_STATES: Mapping[TrialState, Literal["complete", "failed", "running"]] = {
-    TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
+_STATES: Mapping[TrialState, Literal["complete", "failed", "running", "paused"]] = {
+    TrialState.COMPLETE: "complete", TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running", TrialState.PRUNED: "paused",
 }  # fmt: skip
 """What a trial's state means to an engine; what did not fit the memory, or was stopped, says nothing of quality."""
 
@@ -123,10 +125,23 @@ class FeasibleSampler(BaseSampler):
                 _STATES[trial.state],
                 Candidate({name: decoded(self._parameters[name], value) for name, value in trial.params.items()}),
                 tuple(trial.values or ()),
+                trial.intermediate_values,
             )
             for trial in trials
             if trial.params and trial.state in _STATES
+            if trial.state is not TrialState.PRUNED or trial.intermediate_values
         ]
+
+    def values_of(self, trials: Iterable[FrozenTrial], candidates: Sequence[Candidate]) -> NDArray[np.float64] | None:
+        """Give the logarithm of what finishing each candidate is expected to add to the front's hypervolume.
+
+        Trials that are running or pruned count with what they reported so far, `intermediate_values`: step -> held-out
+        loss, smaller is better.
+
+        Returns:
+            ``(n_candidates,)``; None if the engine has no such values, or not yet.
+        """
+        return self._whole.values_of(self._observed(trials), candidates) if isinstance(self._whole, KnownCost) else None
 
     def _left_over(self, accepts: Callable[[Candidate], bool], state: int) -> Candidate:
         """Find what draws have missed in a small space, where most of them are known by now.

@@ -103,12 +103,12 @@ def fit_hyperparameters(kernel: Kernel, x: Array, y: Array, *, noise: Array | No
     Args:
         x: ``(n_rows, n_columns)``.
         y: ``(n_rows,)``, finite.
-        noise: Variances known of single targets, on top of the noise that is inferred, in the targets' unit squared.
+        noise: Deviations known of single targets, on top of the noise that is inferred, in the targets' unit.
     """
     mean = kernel.laid_out(_PRIOR_MEAN, power=-2)
     spread = kernel.laid_out(_PRIOR_SPREAD, power=2)
     target, _, scale = _standardised(y)
-    extra = np.zeros(len(y)) if noise is None else noise / scale**2
+    extra = np.zeros(len(y)) if noise is None else (noise / scale) ** 2
     if len(y) < 2 or not kernel.n_groups:
         return mean
     distances = kernel.distances(x)
@@ -128,7 +128,7 @@ def fit_hyperparameters(kernel: Kernel, x: Array, y: Array, *, noise: Array | No
 def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array | None = None) -> GaussianProcess:
     """Make the model that has these hyperparameters and has seen these rows; see `fit_hyperparameters`."""
     target, offset, scale = _standardised(y)
-    extra = np.zeros(len(y)) if noise is None else noise / scale**2
+    extra = np.zeros(len(y)) if noise is None else (noise / scale) ** 2
     covariance = kernel.between(theta, x, x)
     covariance[np.diag_indices(len(x))] += np.exp(theta[-1]) + extra
     factor = _cholesky(covariance)
@@ -149,9 +149,11 @@ def leave_one_out(model: GaussianProcess, y: Array) -> tuple[Array, Array]:
 
 
 def _standardised(y: Array) -> tuple[Array, float, float]:
-    offset, scale = float(y.mean()), float(y.std())
-    scale = scale if scale > 1e-12 * max(1.0, abs(offset)) else 1.0
-    return (y - offset) / scale, offset, scale
+    # By the largest first, or the squares of very large numbers are infinite.
+    largest = float(np.abs(y).max()) or 1.0
+    offset, scale = float((y / largest).mean()), float((y / largest).std())
+    scale = scale if scale > 1e-12 else 1.0
+    return (y / largest - offset) / scale, offset * largest, scale * largest
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

@@ -24,10 +24,18 @@ encoder-decoder ``(rows, length of the targets)``; maybe `token_type_ids`. All i
 one, `position_ids` in place of the mask."""
 
 _KEPT = 4
-"""Most kinds of rows (their number, length and packing) whose batches are kept; a search has one, or a few."""
+"""Most kinds of rows (their number, length and packing), in an order of them, whose batches are kept; a search has one,
+or a few."""
 
 _KEPT_BYTES = 2**26
 """Most bytes of one kind's batches that are kept; those of later steps are made each time."""
+
+_WINDOW = 32
+"""Batches whose rows are sorted by length among themselves. Of any so many in a row, as a short training reads them,
+the lengths are those of rows drawn at random."""
+
+_LEAST_WINDOWS = 4
+"""Of a pass, if it is long enough: with one alone, every pass would have the same batches."""
 
 _BY_TOKEN = ("input_ids", "labels", "token_type_ids")
 """Columns with a value for each token of a row."""
@@ -36,15 +44,16 @@ _BY_TOKEN = ("input_ids", "labels", "token_type_ids")
 def train_parts(prepared: Prepared, step: int, *, recipe: Recipe, seed: int) -> list[Batch]:
     """Give the batch of a training step, in as many parts as the recipe says.
 
-    A pure function of data, recipe, seed and step. Every row is read once before any is read again; each pass has its
-    own order, and a batch may lie on the border of two. The rows of a step do not depend on parts, cut and packing.
+    A pure function of data, recipe, seed and step, whatever the number of steps. Every row is read once before any is
+    read again; each pass has its own order, and a batch may lie on the border of two. Rows of like length share a
+    batch. The rows of a step do not depend on parts, cut and packing.
 
     Args:
         step: From 0.
     """
-    n = prepared.train.num_rows
+    n, lengths = prepared.train.num_rows, _lengths(prepared)
     places = range(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-    indices = [int(_order(n, seed, place // n)[place % n]) for place in places]
+    indices = [int(_order(lengths, recipe.batch_size, seed, place // n)[place % n]) for place in places]
     length = recipe.max_length or prepared.max_length
     parts = np.array_split(indices, recipe.gradient_accumulation_steps)
     return [_train_part(prepared, part.tolist(), length, packing=recipe.packing) for part in parts]
@@ -83,12 +92,12 @@ class TrainBatches:
     What is kept is bounded: a few kinds of rows, and of each the first so many bytes.
     """
 
-    def __init__(self, prepared: Prepared, *, seed: int) -> None:
-        self._prepared, self._seed = prepared, seed
-        self._made: dict[Recipe, _Made] = {}
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._made: dict[tuple[Recipe, int], _Made] = {}
 
-    def first(self, steps: int, recipe: Recipe) -> Steps:
-        """Give the batches of the first steps; nothing may change them."""
+    def first(self, steps: int, recipe: Recipe, *, seed: int) -> Steps:
+        """Give the batches of the first steps, in the order that a seed gives; nothing may change them."""
         rows = Recipe(
             0.0,
             batch_size=recipe.batch_size,
@@ -96,16 +105,16 @@ class TrainBatches:
             max_length=recipe.max_length,
             packing=recipe.packing,
         )
-        made = self._made.pop(rows, _Made())
+        made = self._made.pop((rows, seed), _Made())
         while len(self._made) >= _KEPT:
             self._made.pop(next(iter(self._made)))
-        self._made[rows] = made
-        return Steps(partial(self._parts, rows, made), range(steps))
+        self._made[rows, seed] = made
+        return Steps(partial(self._parts, rows, seed, made), range(steps))
 
-    def _parts(self, rows: Recipe, made: _Made, step: int) -> list[Batch]:
+    def _parts(self, rows: Recipe, seed: int, made: _Made, step: int) -> list[Batch]:
         if step < len(made.batches):
             return made.batches[step]
-        parts = train_parts(self._prepared, step, recipe=rows, seed=self._seed)
+        parts = train_parts(self._prepared, step, recipe=rows, seed=seed)
         size = sum(tensor.nbytes for part in parts for tensor in part.values())
         if step == len(made.batches) and made.held_bytes + size <= _KEPT_BYTES:
             made.batches.append(parts)
@@ -118,6 +127,14 @@ def largest(batches: Sequence[Sequence[Batch]]) -> int:
     sizes = [max(part["input_ids"].numel() + part["labels"].numel() for part in parts) for parts in batches]
     later = [size if step or len(sizes) == 1 else 0 for step, size in enumerate(sizes)]
     return later.index(max(later))
+
+
+def typical_length(prepared: Prepared, rows: int) -> int:
+    """Give the tokens that a row takes in a usual batch of so many: batches are padded to their longest."""
+    order = _order(_lengths(prepared), rows, 0, 0)
+    lengths = pc.list_value_length(prepared.train["input_ids"]).to_numpy()[order]
+    longest = [lengths[start : start + rows].max() for start in range(0, len(lengths), rows)]
+    return round(float(sum(longest)) / len(longest))
 
 
 def _train_part(prepared: Prepared, indices: Sequence[int], length: int, *, packing: bool) -> Batch:
@@ -211,6 +228,29 @@ def pad(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
 
 
+def _lengths(prepared: Prepared) -> bytes:
+    """Give the int64 of what the train rows take before they are cut: tokens, and targets where these are apart."""
+    columns = [name for name in ("input_ids", "labels") if name in prepared.train.column_names]
+    lengths = [pc.list_value_length(prepared.train[name]).to_numpy() for name in columns]
+    return np.sum(lengths, axis=0, dtype=np.int64).tobytes()
+
+
 @lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def _order(lengths: bytes, rows: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Give the order of a pass: rows as drawn, cut into windows; in a window, batches of like length, as drawn.
+
+    Args:
+        lengths: Of the rows, as bytes, for orders are kept by them.
+        rows: Of a batch.
+        number: Of the pass, from 0.
+    """
+    sizes, draw = np.frombuffer(lengths, dtype=np.int64), np.random.default_rng([seed, number])
+    order = draw.permutation(len(sizes))
+    window = rows * min(_WINDOW, max(1, len(sizes) // (_LEAST_WINDOWS * rows)))
+    begun = -number * len(sizes) % rows  # what the last batch of the pass before lacks
+    for start in range(begun, len(sizes), window):
+        drawn = order[start : start + window]
+        drawn[:] = drawn[np.argsort(-sizes[drawn], kind="stable")]
+        batches = drawn[: len(drawn) // rows * rows].reshape(-1, rows)
+        draw.shuffle(batches)
+    return order

@@ -19,6 +19,7 @@ from autopeft.trial.demo import read_docstrings
 from autopeft.trial.prepared import IGNORED, Prepared, fingerprint
 from autopeft.trial.rows import Source, read_source
 from autopeft.trial.selection import (
+    FEWEST_TO_TEST,
     NoLabelsError,
     Row,
     Survey,
@@ -142,28 +143,31 @@ def _encode(
 
 
 def _survey(source: Source, layout: Layout, columns: Mapping[str, str]) -> tuple[dict[str, Survey], list[str]]:
-    """Look at every split, and make the validation split if there is none."""
+    """Look at every split, and make those to judge on that there are not."""
     notes = []
     surveys = {
         name: survey_rows(name, source.splits[name], layout, columns)
         for name in ("train", "validation")
         if name in source.splits
     }
-    if "validation" not in surveys:
-        found = len(surveys["train"])
-        surveys["train"], surveys["validation"] = split_off(surveys["train"])
-        notes.append(
-            f"There is no validation split: {len(surveys['validation'])} of the {found} train rows became one, chosen "
-            "by a hash of their text; rows with equal inputs were kept together."
-        )
-    if "test" not in source.splits:
-        notes.append("There is no test split.")
-    else:
+    if "test" in source.splits:
         try:
             surveys["test"] = survey_rows("test", source.splits["test"], layout, columns)
         except NoLabelsError:
             notes.append("The test split has no labels and is not used.")
-    return surveys, notes
+    for name in ("validation", "test"):
+        train = surveys["train"]
+        if name in surveys:
+            continue
+        if name == "test" and len(set(train.inputs)) < FEWEST_TO_TEST:
+            notes.append("There is no test split, and train is too small to make one of: nothing is judged on one.")
+            continue
+        surveys["train"], surveys[name] = split_off(train)
+        notes.append(
+            f"There is no {name} split: {len(surveys[name])} of the {len(train)} train rows became one, chosen by a "
+            "hash of their text; rows with equal inputs were kept together."
+        )
+    return {name: surveys[name] for name in ("train", "validation", "test") if name in surveys}, notes
 
 
 def _reading_note(source: Source, layout: Layout, columns: Mapping[str, str]) -> str:

@@ -81,12 +81,6 @@ class Prepared:
         sides = [name for name in ("input_ids", "labels") if name in self.train.column_names]
         return max(pc.max(pc.list_value_length(self.train[name])).as_py() for name in sides)
 
-    def typical_length(self, rows: int) -> int:
-        """Give the tokens that a row takes in a usual batch of so many: batches are padded to their longest."""
-        lengths = pc.list_value_length(self.train["input_ids"]).to_numpy()
-        batches = [lengths[start : start + rows].max() for start in range(0, len(lengths), rows)]
-        return round(float(sum(batches)) / len(batches))
-
     def card(self) -> dict[str, Any]:
         """Give everything but the rows, as plain values."""
         return {

@@ -16,8 +16,11 @@ from autopeft.errors import SourceError
 from autopeft.records import canonical_json
 from autopeft.trial.columns import Layout
 
-VALIDATION_SHARE = 0.1
-"""Share of the distinct inputs of train that becomes validation when there is none."""
+HELD_OUT_SHARE = 0.1
+"""Share of the distinct inputs of train that becomes validation, and then test, where there is none."""
+
+FEWEST_TO_TEST = 100
+"""Distinct inputs from which train is so large that a test split is made of it, too."""
 
 Row = Mapping[str, Any]
 """Role -> value of one row: text, or for `messages` a list of {role, content}."""
@@ -145,19 +148,19 @@ def input_part(row: Row, role: str) -> Any:
 
 
 def split_off(train: Survey) -> tuple[Survey, Survey]:
-    """Make a validation split of train: the tenth of the distinct inputs whose hashes are smallest.
+    """Make a split to judge on of train: the tenth of the distinct inputs whose hashes are smallest.
 
-    So the order of the rows does not matter, and rows with equal inputs stay together. A label never goes to
-    validation whole: its rows then stay in train.
+    So the order of the rows does not matter, and rows with equal inputs stay together. A label never goes to it
+    whole: its rows then stay in train.
 
     Returns:
-        What stays in train, and validation.
+        What stays in train, and the split.
 
     Raises:
         SourceError: If there are too few distinct rows.
     """
     distinct = sorted(set(train.inputs))
-    chosen = set(distinct[: math.ceil(VALIDATION_SHARE * len(distinct))]) if len(distinct) > 1 else set()
+    chosen = set(distinct[: math.ceil(HELD_OUT_SHARE * len(distinct))]) if len(distinct) > 1 else set()
     if train.labels:
         staying = {label for label, key in zip(train.labels, train.inputs, strict=True) if key not in chosen}
         chosen -= {key for label, key in zip(train.labels, train.inputs, strict=True) if label not in staying}

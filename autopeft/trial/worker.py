@@ -43,7 +43,7 @@ class TrialWorker:
         source: Fields of the ModelSource.
         head: Top-level module -> parameters of a new task head.
         metric: The metric that is the quality.
-        data_seed: Seed of the order of the data and of the new head, the same for all trials.
+        head_seed: Seed of the new head, the same for all trials.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         threads: CPU threads of this worker.
         memory_share: Share of the device's memory that this worker may use.
@@ -58,7 +58,7 @@ class TrialWorker:
         source: Mapping[str, Any],
         head: Mapping[str, int],
         metric: str,
-        data_seed: int,
+        head_seed: int,
         device: str = "auto",
         threads: int | None = None,
         memory_share: float = 1.0,
@@ -71,14 +71,14 @@ class TrialWorker:
         if threads is not None:
             torch.set_num_threads(threads)
         self._source = ModelSource.from_dict(source)
-        self._head, self._metric, self._seed = dict(head), metric, data_seed
+        self._head, self._metric, self._seed = dict(head), metric, head_seed
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._data = read_prepared(self._run_dir / "data")
         judges_texts = "reference" in self._data.validation.column_names
         self._tokenizer = load_tokenizer(self._source.path) if judges_texts else None
         room = int(ROOM_FOR_BASES * memory_share * capacity_bytes(self._device))
         self._bases = Bases(self._load, limit_bytes=room, device=self._device)
-        self._batches = TrainBatches(self._data, seed=self._seed)
+        self._batches = TrainBatches(self._data)
         room = int(ROOM_FOR_STATES * host_share * capacity_bytes("cpu")) if reuse else 0
         self._states = States(limit_bytes=room)
         self._groups = Groups(task=self._source.task, device=self._device)
@@ -138,7 +138,7 @@ class TrialWorker:
         assert longest.plan is not None
         if longest.plan.recipe.packing and not base.keeps_texts_apart:
             return {}
-        batches = self._batches.first(longest.steps, longest.plan.recipe)
+        batches = self._batches.first(longest.steps, longest.plan.recipe, seed=longest.data_seed)
         results: dict[int, Measurement | Exception] = {}
         for i, adapted, training in self._groups.train(
             units,
@@ -205,7 +205,7 @@ class TrialWorker:
         recipe = unit.plan.recipe
         if recipe.packing and not base.keeps_texts_apart:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
-        batches = self._batches.first(unit.steps, recipe)
+        batches = self._batches.first(unit.steps, recipe, seed=unit.data_seed)
         adapted = self._attach(unit, base, batches)
         with self._reusing(adapted, base, unit):
             training = train(
@@ -251,7 +251,10 @@ class TrialWorker:
         """Evaluate and save what was trained."""
         assert unit.plan is not None
         start = time.monotonic()
-        metrics = evaluate(adapted, self._data, unit.split, tokenizer=self._tokenizer, device=self._device)
+        metrics: dict[str, float] = {}
+        for split in unit.splits:
+            found = evaluate(adapted, self._data, split, tokenizer=self._tokenizer, device=self._device)
+            metrics |= {f"{split}_{name}": value for name, value in found.items()} if metrics else found
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
         head_params = sum(self._head.values())

@@ -20,6 +20,7 @@ SHARED = ROOT.parent / "shared" / "data"
 SMALL: Mapping[str, Any] = {
     "executor": "local", "space": "tiny", "budget": "none",
     "trials": 3, "steps": 2, "batch_size": 4, "max_length": 16, "eval_rows": 12,
+    "final_seeds": 0,
 }  # fmt: skip
 """A search of a second: the three configurations with which the space "tiny" starts."""
 

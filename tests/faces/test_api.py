@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from fruits import SMALL
+from fruits import SMALL, fruit_rows, write_jsonl
 
 import autopeft as ap
 from autopeft.assembly import assemble
@@ -24,6 +25,7 @@ from autopeft.errors import (
     SourceError,
     UnknownNameError,
 )
+from autopeft.finals import baseline
 from autopeft.request import make_request
 from autopeft.space_file import read_space
 
@@ -44,6 +46,56 @@ def measure(candidate: ap.Candidate, steps: int) -> ap.Measurement:
 
 def width(candidate: ap.Candidate) -> int:
     return int(candidate["width"])
+
+
+# --- finalists -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repeated(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> ap.Result:
+    """A run whose front was trained again; its data has enough rows for a test split."""
+    folder = tmp_path_factory.mktemp("repeated")
+    data = write_jsonl(fruit_rows(150), folder / "fruits.jsonl")
+    return ap.search(**{**small, "data": str(data), "final_seeds": 2, "seed": 5}, out=str(folder / "run"))
+
+
+def test_the_front_is_trained_again_and_judged_on_the_test_split(repeated: ap.Result) -> None:
+    numbers = {r.number for r in baseline(repeated.records, repeated.objectives)}
+    numbers |= {int(number) for number in repeated.front["trial"]}
+    assert {(f.number, f.seed) for f in repeated.finals} == {(n, s) for n in numbers for s in (6, 7)}
+    for final in repeated.finals:
+        assert final.state == "complete"
+        assert final.measurement is not None
+        assert final.values["test"] == final.measurement.metrics["accuracy"]
+        assert final.values["validation"] == final.measurement.metrics["validation_accuracy"]
+    by_number = {r.number: r for r in repeated.records}
+    for row in repeated.finalists.to_dict("records"):
+        own = [f.values["test"] for f in repeated.finals if f.number == row["trial"]]
+        assert row["test"] == pytest.approx(sum(own) / 2)
+        assert row["search"] == by_number[row["trial"]].values["quality"]
+        assert (repeated.path / "adapters" / f"{row['trial']:04d}").is_dir()
+    assert "finalists, trained again" in (repeated.path / "report.html").read_text()
+    assert repeated.verdict
+    assert repeated.to_dict()["finalists"][0]["seeds"] == 2
+
+
+def test_a_repeat_is_the_training_with_that_seed(repeated: ap.Result, small: dict[str, Any], tmp_path: Path) -> None:
+    """The repeats differ from the search in the seed and nothing else: the search's own seed gives its own values."""
+    run = Path(shutil.copytree(repeated.path, tmp_path / "run"))
+    (run / "finals.jsonl").unlink()
+    request = yaml.safe_load((run / "request.yaml").read_text())
+    (run / "request.yaml").write_text(yaml.safe_dump({**request, "seed": 4}))  # so that the first repeat has seed 5
+    again = ap.resume(run, final_seeds=1)
+    assert {f.seed for f in again.finals} == {5}
+    searched = {r.number: r for r in repeated.records}
+    for final in again.finals:
+        assert final.measurement is not None
+        assert final.measurement.metrics["validation_loss"] == searched[final.number].measurement.metrics["loss"]  # type: ignore[union-attr]
+
+
+def test_a_runner_of_ones_own_has_no_repeats(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="final_seeds: 2"):
+        ap.search(runner=measure, space=SPACE, trials=2, final_seeds=2, out=str(tmp_path / "run"))
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

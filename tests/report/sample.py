@@ -205,6 +205,7 @@ def main(folder: str) -> None:
     """Write the reports to look at."""
     import time
 
+    from autopeft.pareto import picks
     from autopeft.report import front_svg, render, write_csv
 
     out, model = Path(folder), llama()
@@ -227,7 +228,7 @@ def main(folder: str) -> None:
         seconds = time.perf_counter() - start
         (out / f"{name}.html").write_text(html, encoding="utf-8")
         (out / f"{name}.svg").write_text(front_svg(info, records, objectives), encoding="utf-8")
-        write_csv(records, objectives, out / f"{name}.csv")
+        write_csv(records, objectives, out / f"{name}.csv", named=picks(records, objectives))
         print(f"{name}: {len(html) / 1e6:.2f} MB, {seconds:.2f} s")
 
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
 
+from autopeft.finals import baseline
 from autopeft.pareto import front, picks
 from autopeft.records import BaseFormat, Candidate, TrialRecord
-from autopeft.report import Context, front_svg, write_csv
+from autopeft.report import COLUMNS, Context, front_svg, table, verdict, write_csv
+from autopeft.report.finalists import finalists
 from autopeft.report.front import log_ticks
 from autopeft.report.history import volume_course
 from autopeft.report.importance import LEAST_TRIALS, importances
@@ -113,7 +115,8 @@ def read(path) -> list[dict[str, str]]:
 
 def test_csv_holds_the_front_exactly(tmp_path):
     records = make_records(60)
-    write_csv(records, THREE, tmp_path / "front.csv", adapter_dirs={n: f"adapters/{n}" for n in range(60)})
+    folders = {n: f"adapters/{n}" for n in range(60)}
+    write_csv(records, THREE, tmp_path / "front.csv", named=picks(records, THREE), adapter_dirs=folders)
     rows, points = read(tmp_path / "front.csv"), front(records, THREE)
     assert [int(row["number"]) for row in rows] == [r.number for r in points]
     for row, record in zip(rows, points, strict=True):
@@ -130,13 +133,13 @@ def test_csv_holds_the_front_exactly(tmp_path):
 def test_csv_keeps_values_whose_names_are_taken_and_any_text(tmp_path):
     text = 'a,"b"\nc'
     record = TrialRecord(3, "complete", Candidate({"number": 7, "picks": text, "x": True}), 0, values={"quality": 0.5})
-    write_csv([record], THREE[:1], tmp_path / "front.csv")
+    write_csv([record], THREE[:1], tmp_path / "front.csv", named={})
     (row,) = read(tmp_path / "front.csv")
     assert (row["number"], row["candidate.number"], row["candidate.picks"], row["x"]) == ("3", "7", text, "True")
 
 
 def test_csv_without_a_front_has_a_header_only(tmp_path):
-    write_csv(make_records(4, fail=1.0), THREE, tmp_path / "front.csv")
+    write_csv(make_records(4, fail=1.0), THREE, tmp_path / "front.csv", named={})
     assert read(tmp_path / "front.csv") == []
     assert (tmp_path / "front.csv").read_text(encoding="utf-8").startswith("number,picks,quality,params,memory,method,")
 
@@ -172,3 +175,61 @@ def test_ticks_of_a_log_axis_stay_few():
     assert log_ticks(3, 900) == [5, 10, 20, 50, 100, 200, 500]
     assert log_ticks(1, 1e9) == [10.0**p for p in range(10)]
     assert log_ticks(7, 7) == []
+
+
+# --- the finalists ---
+
+
+def repeats(records, numbers, quality, seeds=(1, 2, 3)):
+    """Repeat trials: (number, seed) -> test quality by a function; validation is a little better."""
+    by_number = {r.number: r for r in records}
+    return [
+        replace(by_number[n], seed=s, values={"test": quality(n, s), "validation": quality(n, s) + 0.01})
+        for n in numbers
+        for s in seeds
+    ]
+
+
+def verdict_for(gain, noise):
+    """Give the verdict where the best beats plain LoRA by `gain`, with noise that alternates."""
+    info, records = make_info(bert()), make_records(60)
+    plain, best = baseline(records, THREE)[0].number, picks(records, THREE)["best"]
+    assert plain != best
+    finals = repeats(records, [best, plain], lambda n, s: 0.7 + (gain + noise * (-1) ** s if n == best else 0.0))
+    context = Context(info, records, THREE, finals=finals)
+    return context, verdict(context)
+
+
+def test_the_verdict_says_whether_the_gain_is_more_than_chance():
+    context, said = verdict_for(0.1, 0.002)
+    assert "a significant gain over tuned LoRA" in said
+    assert f"trial {context.picks['best'].number}" in said
+    assert "no significant gain over tuned LoRA" in verdict_for(0.03, 0.05)[1]
+    row = next(row for row in table(context) if row["gain"] is not None)
+    assert row["gain"] == pytest.approx(0.1, abs=2e-3)
+    assert row["gain_low"] < row["gain"] < row["gain_high"]
+    assert set(row) == set(COLUMNS)
+
+
+def test_the_verdict_says_when_plain_lora_is_the_best():
+    info, records = make_info(bert()), make_records(60)
+    plain = baseline(records, THREE)[0].number
+    finals = repeats(records, [plain], lambda n, s: 0.9)
+    context = Context(info, records, THREE, finals=finals)
+    assert context.picks["best"].number == plain
+    assert "is plain LoRA itself" in verdict(context)
+    assert verdict(Context(info, records, THREE)) == ""
+
+
+def test_one_seed_and_no_test_split_are_told():
+    info, records = make_info(bert()), make_records(60)
+    plain, best = baseline(records, THREE)[0].number, picks(records, THREE)["best"]
+    finals = [
+        replace(f, values={"validation": f.values["validation"]})
+        for f in repeats(records, [best, plain], lambda n, s: 0.9 if n == best else 0.8, seeds=(1,))
+    ]
+    context = Context(info, records, THREE, finals=finals)
+    assert "one seed cannot tell" in verdict(context)
+    html = str(finalists(context).html)
+    assert "the data has no test split" in html
+    assert "test, new seeds" not in html

@@ -338,7 +338,7 @@ def test_the_answer_says_what_was_measured_and_how_sure_it_is():
     text = " ".join(Page(small_html()).text.split())
     knee = Context(*small()).picks["knee"]
     assert f"trial {knee.number}" in text
-    assert "LoRA with one rank throughout is trial" in text
+    assert "LoRA with one rank in every linear is trial" in text
     assert "standard error" in text
     assert "not measured on a GPU" in text
     for part in ("a1b2c3d4", "8d1f0c9a", "12 duplicate rows dropped", "choices: [lora, ia3]", "2.13.0", "22,713,216"):

@@ -11,8 +11,12 @@ from autopeft.binding import bind_space
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem
 from autopeft.records import TrialRecord
+from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Proposal
 from autopeft.space_file import load_space, parse_space
+
+ENGINES = [name for name in SAMPLERS if name != "autopeft"]
+"""All but the peer that takes BoTorch a second a proposal; what is its own is in `test_known_cost`."""
 
 THREE = tuple(OBJECTIVES[name] for name in ("quality", "params", "memory"))
 

@@ -209,7 +209,7 @@ def make_group(worker, units):
     """Lift the adapters of units off a worker's base; gives the bare base, the candidates and their first batch."""
     base = worker._bases.get(BaseFormat(32))
     bare = Bare(base.resident.model)
-    batches = worker._batches.first(2, units[0].plan.recipe)
+    batches = worker._batches.first(2, units[0].plan.recipe, seed=0)
     trainees = [
         worker._groups._lifted(unit, base.resident, bare, batches, lambda unit: worker._attach(unit, base, batches))
         for unit in units

@@ -41,11 +41,13 @@ class Groups:
         self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
-        """Give the first unit and those that can be trained with it, no more than pay."""
+        """Give the first unit and those that can be trained with it, no more than pay: they read the same batches."""
         first = next(iter(units))
         if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
-        alike = [i for i, unit in units.items() if self._kind(unit) == kind]
+        alike = [
+            i for i, unit in units.items() if self._kind(unit) == kind and unit.data_seed == units[first].data_seed
+        ]
         return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:

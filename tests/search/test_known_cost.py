@@ -1,0 +1,221 @@
+"""The engine as a whole: what it takes as known, what it learns, and that it finds fronts sooner than chance."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import synthetic
+
+from autopeft.objectives import OBJECTIVES, Objective
+from autopeft.problem import Problem
+from autopeft.records import Candidate, TrialRecord
+from autopeft.search.belief import expected_from_partial
+from autopeft.search.engine import Observed
+from autopeft.search.engine_sampler import EngineSampler
+from autopeft.search.known_cost import KnownCost, Options
+from autopeft.search.nehvi import Nehvi
+from autopeft.search.study import Study
+from autopeft.space_file import parse_space
+
+TWO = (OBJECTIVES["quality"], OBJECTIVES["params"])
+SPACE = {"x": {"low": 0.0, "high": 1.0}, "size": {"low": 1, "high": 1000, "integer": True, "log": True}}
+
+
+def size_of(candidate):
+    return int(candidate["size"])
+
+
+def problem_of(parameters=SPACE, objectives=TWO, cost=size_of):
+    return Problem(parse_space({"parameters": parameters}), objectives, own_cost=cost)
+
+
+def quality_of(candidate):
+    return math.log(candidate["size"]) - 10 * (candidate["x"] - 0.7) ** 2
+
+
+def observed(n, *, seed=0, state="complete", values=lambda c: (quality_of(c), float(c["size"]))):
+    random = np.random.default_rng(seed)
+    drawn = [Candidate({"x": float(random.random()), "size": int(random.integers(1, 1000))}) for _ in range(n)]
+    return [Observed(i, state, c, values(c) if state == "complete" else ()) for i, c in enumerate(drawn)]
+
+
+def proposals(problem, n, measure, *, seed=0, sampler="known-cost"):
+    """Search with values in place of trainings; None is a failure."""
+    study, found = Study(problem, url="sqlite:///:memory:", sampler=sampler, seed=seed), []
+    while len(found) < n and (proposal := study.ask()) is not None:
+        found.append(proposal.candidate)
+        values = measure(proposal.candidate)
+        told = {} if values is None else dict(zip((o.name for o in problem.objectives), values, strict=True))
+        state = "complete" if told else "failed"
+        study.tell(TrialRecord(proposal.number, state, proposal.candidate, 0, values=told))
+    study.close()
+    return found
+
+
+def test_the_parameters_are_known_and_quality_is_learned():
+    engine = KnownCost(problem_of(), seed=0)
+    _, results = engine._results(observed(12))
+    assert results.known.tolist() == [False, True]
+    belief = engine._believe(results)
+    new = [c.candidate for c in observed(5, seed=1)]
+    means, deviations = belief.predict(engine.rows(new), engine.costs(new))
+    assert (deviations[:, 0] > 0).all()
+    assert (deviations[:, 1] == 0).all()
+    assert means[:, 1] == pytest.approx(np.log([c["size"] for c in new]))  # parameters are compared by ratio
+
+
+def test_a_cost_that_is_not_what_was_measured_is_learned():
+    """A custom runner may count otherwise than the cost function that came with it."""
+    engine = KnownCost(problem_of(), seed=0)
+    trials = observed(12, values=lambda c: (quality_of(c), c["size"] * 1.5))
+    assert engine._results(trials)[1].known.tolist() == [False, False]
+
+
+def test_without_a_cost_function_everything_is_learned_and_still_searched():
+    found = proposals(problem_of(cost=None), 25, lambda c: (quality_of(c), float(c["size"])))
+    assert len({c.key for c in found}) == 25
+
+
+def test_the_front_is_found_sooner_than_by_chance():
+    """Of the made-up PEFT search: 12 layers, 4 methods, 3 bit-widths, a hard budget, noise; the mean of two seeds."""
+    shares = {
+        engine: np.mean([synthetic.search(engine, seed=seed, trials=[32])[0][1] for seed in range(2)])
+        for engine in ("known-cost", "random")
+    }
+    assert shares["known-cost"] > shares["random"] + 0.15
+
+
+def test_a_region_that_fails_is_left_alone():
+    """Of what would be best half cannot be trained; failures are told apart from what was never tried."""
+
+    def measure(candidate):
+        return None if candidate["x"] > 0.6 else (quality_of(candidate), float(candidate["size"]))
+
+    found = proposals(problem_of(), 40, measure)
+    assert sum(c["x"] > 0.6 for c in found[20:]) <= 6
+
+
+def test_what_is_under_way_is_not_proposed_again():
+    engine = KnownCost(problem_of(), seed=0)
+    trials = observed(15)
+    first = engine.propose(trials, number=15, accepts=lambda c: True)
+    before = engine.values_of(trials, [first])[0]
+    running = [*trials, Observed(15, "running", first)]
+    assert engine.values_of(running, [first])[0] < before - 1
+    second = engine.propose(running, number=16, accepts=lambda c: True)
+    assert abs(second["x"] - first["x"]) + abs(math.log(second["size"] / first["size"])) > 0.05
+
+
+def test_only_what_is_accepted_is_proposed():
+    engine = KnownCost(problem_of(), seed=0)
+    found = engine.propose(observed(15), number=15, accepts=lambda c: c["size"] % 2 == 0)
+    assert found["size"] % 2 == 0
+    assert engine.propose(observed(15), number=15, accepts=lambda c: False) is None
+
+
+def test_another_engine_object_proposes_the_same_from_the_same_trials():
+    """Nothing that is kept between proposals decides anything: a resumed search goes on as it would have."""
+    old = KnownCost(problem_of(), seed=0)
+    for n in (8, 20, 33):
+        old.propose(observed(n), number=n, accepts=lambda c: True)
+    trials = observed(40)
+    new = KnownCost(problem_of(), seed=0)
+    assert old.propose(trials, number=40, accepts=lambda c: True) == new.propose(
+        trials, number=40, accepts=lambda c: True
+    )
+
+
+def test_a_paused_candidate_is_judged_by_what_it_has_shown():
+    def curve(trial, shown):
+        return Observed(trial.number, "complete", trial.candidate, trial.values, {10: shown})
+
+    done = [curve(trial, 3 - trial.values[0] / 2) for trial in observed(15)]
+    pair = [Candidate({"x": 0.35, "size": 500}), Candidate({"x": 0.95, "size": 500})]
+    engine = KnownCost(problem_of(), seed=0)
+
+    def ahead(*shown):
+        paused = [Observed(20 + i, "paused", pair[i], (), {10: loss}) for i, loss in enumerate(shown)]
+        values = engine.values_of([*done, *paused], pair)
+        return values[0] - values[1]
+
+    assert ahead(0.0, 2.5) > ahead() > ahead(2.5, 0.0)
+
+
+def test_partial_results_are_read_by_those_that_went_on():
+    known = [{5: float(loss)} for loss in range(6)]
+    target = np.array([2.0 * loss + 1 for loss in range(6)])
+    expected, deviation = expected_from_partial(known, target, [{5: 2.5}, {5: 100.0}, {7: 1.0}])
+    assert expected[0] == pytest.approx(6.0)
+    assert expected[1] == 11  # nothing ended worse
+    assert np.isnan(expected[2])  # nobody went on from there
+    assert deviation[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "objectives", "measure", "count"),
+    [
+        ({"a": {"choices": ["x"]}}, ["max"], lambda c: (1.0,), 1),
+        ({"a": {"choices": ["x", "y"]}, "b": {"ordinal": [0, 1, 2]}}, ["max"], lambda c: (float(c["b"]),), 6),
+        ({"a": {"low": 0.0, "high": 1.0}}, ["min"], lambda c: (c["a"],), 14),
+        ({"a": {"low": 0.0, "high": 1.0}}, ["max", "min"], lambda c: (1.0, 5.0), 14),
+        ({"a": {"low": 0.0, "high": 1.0}}, ["max"], lambda c: None, 14),
+        ({f"c{i}": {"choices": [1, 2, 3]} for i in range(5)}, ["max"], lambda c: (c["c1"] - c["c2"],), 14),
+        ({"a": {"low": -5, "high": 5, "integer": True}}, ["max", "min"], lambda c: (1e300 * c["a"], -c["a"]), 11),
+        (
+            {f"x{i}": {"low": 0.0, "high": 1.0} for i in range(4)},
+            ["min", "max", "min", "max"],
+            lambda c: tuple(c[f"x{i}"] for i in range(4)),
+            14,
+        ),
+        (
+            {"m": {"choices": [*"abcdefghij"]}}
+            | {f"{m}.x{i}": {"low": 0.0, "high": 1.0} for m in "abcdefghij" for i in range(5)},
+            ["max", "min"],
+            lambda c: (sum(v for n, v in c.values.items() if n != "m"), float("abcdefghij".index(c["m"]))),
+            14,
+        ),
+    ],
+)
+def test_odd_spaces_and_results_are_searched_to_their_end(parameters, objectives, measure, count):
+    goals = {"max": "maximize", "min": "minimize"}
+    named = tuple(Objective(f"o{i}", goals[goal], "s", lambda m: 0.0) for i, goal in enumerate(objectives))
+    found = proposals(problem_of(parameters, named, None), min(count + 1, 14), measure)
+    assert len(found) == count
+    assert len({c.key for c in found}) == count
+
+
+def test_parts_can_be_switched_off():
+    trials = observed(15)
+    whole, fresh_only, learned = (
+        KnownCost(problem_of(), seed=0, options=options)
+        for options in (Options(), Options(mutations=False), Options(known_costs=False))
+    )
+    assert learned._results(trials)[1].known.tolist() == [False, False]
+    accepts = partial(lambda c: True)
+    best = whole.propose(trials, number=15, accepts=accepts)
+    fresh = fresh_only.propose(trials, number=15, accepts=accepts)
+    assert whole.values_of(trials, [best])[0] > whole.values_of(trials, [fresh])[0]
+
+
+@pytest.mark.parametrize("objectives", [TWO, TWO[:1]])
+def test_the_peer_searches_too(objectives):
+    """AutoPEFT's engine: all learned, several and one objective, with a trial under way."""
+    problem = problem_of(objectives=objectives)
+    trials = observed(10, values=lambda c: (quality_of(c), float(c["size"]))[: len(objectives)])
+    engine = Nehvi(problem, seed=0)
+    first = engine.propose(trials, number=10, accepts=lambda c: True)
+    again = Nehvi(problem, seed=0).propose(trials, number=10, accepts=lambda c: True)
+    assert first == again
+    second = engine.propose([*trials, Observed(10, "running", first)], number=10, accepts=lambda c: True)
+    assert second != first
+
+
+def test_an_engine_can_be_given_to_a_study():
+    def engine(seed):
+        return EngineSampler(partial(KnownCost, options=Options(fresh=50, mutants=50)), seed=seed)
+
+    found = proposals(problem_of(), 10, lambda c: (quality_of(c), float(c["size"])), sampler=engine)
+    assert len(found) == 10
