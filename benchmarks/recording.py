@@ -38,7 +38,7 @@ class RecordingWorker(TrialWorker):
     def _train(self, unit: WorkUnit, base: Base) -> Measurement:
         assert unit.plan is not None
         self.curve, self.losses, self.test = {}, (), {}
-        batches = self._batches.first(unit.steps, unit.plan.recipe)
+        batches = self._batches.first(unit.steps, unit.plan.recipe, seed=unit.data_seed)
         adapted = self._attach(unit, base, batches)
         measured_step = largest(batches) if batches else None
         peak = 0

@@ -92,7 +92,7 @@ def test_judging_on_the_way_changes_no_bit(setting):
     values = {"method": "lora", "lora.rank": 4, "lora.dropout": 0.1, "lr_multiple": 10}
     alone = make_worker(run_dir, source, anatomy).run(make_unit(anatomy, values, steps=6))
     settings = {"run_dir": str(run_dir), "source": asdict(source), "head": dict(anatomy.head), "metric": "loss"}
-    recorder = RecordingWorker(rungs=(2, 4), **settings, data_seed=0, device="cpu", threads=1)
+    recorder = RecordingWorker(rungs=(2, 4), **settings, head_seed=0, device="cpu", threads=1)
     judged = recorder.run(make_unit(anatomy, values, steps=6))
     assert judged.metrics == alone.metrics
     assert judged.curve == alone.curve
