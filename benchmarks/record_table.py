@@ -252,7 +252,12 @@ def write_parquet(recorder: Recorder, path: Path) -> None:
     import pyarrow.parquet as pq
 
     info = recorder.assembly.info.to_dict()
-    for section in (info["request"], info["model"], info["model"]["source"]):  # folders of one machine mean nothing
+    for section in (
+        info["request"],
+        info["data"],
+        info["model"],
+        info["model"]["source"],
+    ):  # folders of one machine mean nothing
         section.update({name: Path(str(v)).name for name, v in section.items() if name in _PATHS and v})
     info["data"].pop("notes", None)
     rows = [{"dataset": recorder.key, **row} for row in read_rows(recorder.path)]
