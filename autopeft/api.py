@@ -17,7 +17,7 @@ from autopeft.errors import RequestError
 from autopeft.estimate import Estimate, estimates, read_candidates
 from autopeft.execute.function import TrainFunction
 from autopeft.finals import kept
-from autopeft.loop import ENDINGS, Ending, Limits
+from autopeft.limits import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
 from autopeft.pareto import front
@@ -48,7 +48,8 @@ def search(
         space: Name or file of a search space, or its fields as in YAML.
         objectives: Names, and `Objective`s of your own.
         runner: A function (candidate, steps) -> Measurement in place of our training, or "module:name" of one; then
-            `space` is yours too, and there is no model and no data.
+            `space` is yours too, and there is no model and no data. With `rungs` it is called with the steps of each
+            rung that a candidate gets to: it trains from the start, or goes on by itself from what it has kept.
         cost: Candidate -> trained parameters, so that `budget` holds for a custom runner as well.
         view: Who is told how it goes; by default a live table on a terminal, lines elsewhere.
         fields: Fields of a SearchRequest: model, data, budget, trials, steps, out ...
@@ -138,8 +139,8 @@ def resume(
     Args:
         objectives: The `Objective`s of your own that the run was started with.
         runner, cost: Those that the run was started with.
-        changes: Fields that may differ from the run's request, for this sitting: trials, time, final_seeds, executor,
-            workers, together, gpus_per_worker, ray_address.
+        changes: Fields that may differ from the run's request, for this sitting: trials, time, steps_total,
+            final_seeds, executor, workers, together, gpus_per_worker, ray_address.
 
     Raises:
         AutopeftError: Of the kind that says what is wrong.
@@ -178,6 +179,7 @@ def _run(
         finally:
             if runner is None:
                 run.sweep(kept(run.records, problem.objectives))
+                run.sweep_states()
             report = Result(run.path).report() if run.records else None
         result = Result(run.path)
         view.closed(f"{ENDINGS[ending]}; {len(result.front)} on the front; report: {report}")
@@ -191,8 +193,9 @@ def _search_in(
     problem, info = assembly.problem, assembly.info
     for note in run.notes:
         view.note(note)
-    # Trials and time may be others in this sitting.
-    sitting = replace(info, request={**info.request, "trials": request.trials, "time": request.time})
+    # Trials, steps and time may be others in this sitting.
+    limited = {"trials": request.trials, "time": request.time, "steps_total": request.steps_total}
+    sitting = replace(info, request={**info.request, **limited})
     view.started(sitting, run.records, front(run.records, problem.objectives))
     for note in info.data.get("notes", ()):
         view.note(note)
@@ -204,10 +207,14 @@ def _search_in(
     # In a storage that is shared, folder and time tell a run's study from others, even from one of the same folder.
     of_run = f"autopeft-{run.path.absolute().name}-{digest([info.created_at, info.request])}"
     name = "autopeft" if request.storage is None else of_run
-    study = Study(problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name)
+    # What a function of the caller's own does with a few steps of a training, only the caller knows.
+    rungs = () if runner is not None and request.rungs == "auto" else request.pauses
+    study = Study(
+        problem, url=url, sampler=request.sampler, seed=request.seed, records=run.records, name=name, rungs=rungs
+    )
     start, seconds = time.monotonic(), request.time_seconds
     with closing(study), closing(make_executor(request, info, run.path, runner=runner)) as executor:
-        limits = Limits(request.trials, seconds)
+        limits = Limits(request.trials, seconds, request.steps_total)
         if seconds is not None and request.final_seeds:
             kept = reserve(problem, seeds=request.final_seeds, at_once=executor.capacity, seconds=seconds)
             limits = replace(limits, reserved=kept)

@@ -49,7 +49,11 @@ REQUEST: dict[str, Any] = {
     "budget": _option(str | None, _LIMITS, "Most trainable parameters: 0.5%, 2M, 800000, or none."),
     "memory": _option(str | None, _LIMITS, "Most peak memory of a training, e.g. 16GiB."),
     "time": _option(str | None, _LIMITS, "Most time of the search, e.g. 30min."),
-    "trials": _option(int | None, _LIMITS, "How many candidates to train; 24 if there is no --time."),
+    "trials": _option(int | None, _LIMITS, "How many candidates to train; 24 if there is no other limit."),
+    "steps_total": _option(int | None, _LIMITS, "Most optimiser steps of the whole search."),
+    "rungs": _option(
+        str | None, _LIMITS, "Steps after which only the best trials go on: auto, off, or e.g. 10,30,100."
+    ),
     "space": _option(str | None, _LIMITS, "Name of a search space, or a YAML file."),
     "final_seeds": _option(
         int | None, _LIMITS, "Other seeds to train the front's points again with, judged on the test split; 0 for none."

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from autopeft.execute.protocol import Executor
 from autopeft.finals import finalists, values_of
 from autopeft.labels import describe
-from autopeft.loop import interrupts_deferred, typical_seconds
+from autopeft.limits import typical_seconds
+from autopeft.loop import interrupts_deferred
 from autopeft.problem import Problem
 from autopeft.records import Outcome, Split, TrialRecord, WorkUnit
 from autopeft.store import RunDirectory

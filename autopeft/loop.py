@@ -5,51 +5,30 @@ from __future__ import annotations
 
 import math
 import signal
-import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
 
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError
 from autopeft.execute.protocol import Executor
 from autopeft.finals import baseline, kept
 from autopeft.labels import describe
-from autopeft.pareto import front
+from autopeft.limits import Ending, Ledger, Limits, Stretch
+from autopeft.pareto import front, quality_objective
 from autopeft.problem import Problem
-from autopeft.records import Outcome, TrialRecord, WorkUnit
+from autopeft.records import Outcome, RungResult, TrialRecord, WorkUnit
 from autopeft.search.study import Proposal, Study
-from autopeft.store import RunDirectory, adapter_dir
+from autopeft.store import RunDirectory, adapter_dir, state_dir
 from autopeft.units import show_bytes
 from autopeft.view import View
 
-Ending = Literal["trials", "time", "exhausted"]
-
-ENDINGS = {
-    "trials": "all trials are done",
-    "time": "the time is over",
-    "exhausted": "nothing new in the space fits the budget",
-}
 SAME_FAILURES = 5
 """The search gives up when the first trials of a sitting, this many, all failed for the same reason."""
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to stop: after so many trained candidates, counted over all sittings, or so many seconds of this one.
-
-    Attributes:
-        reserved: Records -> seconds that are kept for what comes after the search.
-    """
-
-    trials: int | None
-    seconds: float | None
-    reserved: Callable[[Sequence[TrialRecord]], float] = lambda records: 0.0
 
 
 def search(
@@ -76,36 +55,63 @@ def search(
     """
     start = clock()
     deadline = math.inf if limits.seconds is None else start + limits.seconds
+    ledger = Ledger(limits, steps=steps, records=store.records)
     running: dict[int, Proposal] = {}
     sitting: list[TrialRecord] = []
     exhausted = False
+    held: Ending | None = None  # what keeps paused trials from going on
+    barred: Ending | None = None  # what keeps candidates from being begun
     points, compared = front(store.records, problem.objectives), baseline(store.records, problem.objectives)
+
+    def bars(proposal: Proposal | None) -> Ending | None:
+        stretch = Stretch(0, study.first_rung or steps) if proposal is None else _stretch(proposal, steps)
+        left = deadline - clock() - (limits.reserved(store.records) if limits.seconds else 0.0)
+        return ledger.bars(stretch, seconds_left=left, together=executor.together)
+
+    def may(proposal: Proposal) -> bool:
+        nonlocal held
+        held = bars(proposal)
+        return held is None
+
+    def choose() -> Proposal | None:
+        """Give what to do next: a paused trial that is worth it, else a new one."""
+        nonlocal exhausted, held, barred
+        held, barred = None, bars(None)
+        begins = not exhausted and barred is None
+        proposal = study.promote(may=may, closing=not begins and not running)
+        if proposal is None and begins:
+            proposal = study.ask()
+            exhausted = proposal is None
+            return choose() if exhausted else proposal
+        return proposal
 
     def settle(outcome: Outcome) -> None:
         nonlocal points, compared
-        record = judge(problem, running.pop(outcome.trial), outcome, seed=seed)
+        proposal = running.pop(outcome.trial)
+        before = store.record(outcome.trial)
+        record = judge(problem, proposal, outcome, seed=seed, steps=steps, before=before)
         store.append(record)
         study.tell(record)
+        taken = record.steps - (before.steps if before else 0)
+        ledger.end(record, seconds=outcome.seconds, steps=taken)
         points = front([*points, record], problem.objectives)  # what is dominated once stays so
         compared = baseline([*compared, record], problem.objectives)
-        if record.state == "complete" and saves_adapters:
-            store.keep_adapters(kept([*points, *compared], problem.objectives))
+        if saves_adapters:
+            store.keep_state(record)
+            if record.state == "complete":
+                store.keep_adapters(kept([*points, *compared], problem.objectives))
         view.finished(record, points)
         sitting.append(record)
         _stop_if_hopeless(sitting)
 
     while True:
-        while (
-            not exhausted
-            and len(running) < executor.capacity
-            and _may_start(store.records, len(running), limits, deadline - clock(), together=executor.together)
-        ):
+        while len(running) < executor.capacity:
             with interrupts_deferred():
-                proposal = study.ask()
+                proposal = choose()
             if proposal is None:
-                exhausted = True
                 break
             running[proposal.number] = proposal
+            ledger.begin(proposal.number, _stretch(proposal, steps))
             executor.submit(work_unit(problem, proposal, steps=steps, seed=seed, saves_adapter=saves_adapters))
             view.proposed(proposal.number, describe(proposal.candidate))
         if not running:
@@ -114,10 +120,17 @@ def search(
             with interrupts_deferred():
                 settle(outcome)
         if clock() >= deadline:
-            for number in list(running):
-                settle(Outcome(number, "stopped", reason="the time was over before it was done"))
+            for number, proposal in list(running.items()):
+                if proposal.first:
+                    held = "time"  # as its last record says, it is paused
+                else:
+                    settle(Outcome(number, "stopped", reason="the time was over before it was done"))
             break
-    return _ending(store.records, limits, exhausted=exhausted)
+    return _ending(store.records, held or ("exhausted" if exhausted else "trials" if ledger.all_begun else barred))
+
+
+def _stretch(proposal: Proposal, steps: int) -> Stretch:
+    return Stretch(proposal.first, proposal.steps or steps)
 
 
 @contextmanager
@@ -140,21 +153,44 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, saves_adapter: bool) -> WorkUnit:
-    """Make the work unit of a proposal: the whole training, judged on the validation split."""
+    """Make the work unit of a proposal, judged on the validation split; the adapter is saved when its training is over.
+
+    Args:
+        steps: Of a whole training.
+        saves_adapter: Whether adapters are saved at all, and states to go on from.
+    """
     return WorkUnit(
         trial=proposal.number,
         candidate=proposal.candidate,
-        steps=steps,
+        steps=proposal.steps or steps,
         seed=seed,
         data_seed=seed,
         plan=problem.plan(proposal.candidate),
         head_params=problem.anatomy.head_params if problem.anatomy else 0,
-        adapter_dir=adapter_dir(proposal.number) if saves_adapter else "",
+        adapter_dir=adapter_dir(proposal.number) if saves_adapter and not proposal.steps else "",
+        first=proposal.first,
+        horizon=steps,
+        state_dir=state_dir(proposal.number) if saves_adapter and (proposal.first or proposal.steps) else "",
     )
 
 
-def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) -> TrialRecord:
-    """Make the record of a trial: its objectives if it is complete and within the limits, else the reason."""
+def judge(
+    problem: Problem,
+    proposal: Proposal,
+    outcome: Outcome,
+    *,
+    seed: int,
+    steps: int,
+    before: TrialRecord | None = None,
+) -> TrialRecord:
+    """Make the record of a trial after a work unit: its objectives if it is complete and within the limits, how it
+    stands if it pauses, else the reason.
+
+    Args:
+        steps: Of a whole training.
+        before: Its record after the work unit before.
+    """
+    stretch = _stretch(proposal, steps)
     cost, measurement = problem.cost(proposal.candidate), outcome.measurement
     if measurement is not None and cost is not None:
         measurement = replace(measurement, predicted_bytes=cost.memory_bytes)
@@ -169,9 +205,13 @@ def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) 
         reason=outcome.reason,
         traceback=outcome.traceback,
         worker=outcome.worker,
-        seconds=outcome.seconds,
+        seconds=outcome.seconds + (before.seconds if before else 0.0),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         exhausted_bytes=outcome.exhausted_bytes,
+        # One that had to begin anew took the steps before it as well.
+        steps=(stretch.last if measurement and measurement.restarted else stretch.steps)
+        + (before.steps if before else 0),
+        rungs=before.rungs if before else (),
     )
     if outcome.state != "complete" or measurement is None:
         return record
@@ -191,31 +231,23 @@ def judge(problem: Problem, proposal: Proposal, outcome: Outcome, *, seed: int) 
         if not math.isfinite(value):
             return replace(record, state="failed", reason=f"objective {objective.name} is {value}, not a number")
         values[objective.name] = value
-    return replace(record, values=values)
+    return _placed(record, problem, values, at=stretch.last, steps=steps)
 
 
-def _trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The trials that count: those that were trained, whatever came of it."""
-    return [r for r in records if r.state in ("complete", "failed", "infeasible")]
-
-
-def _may_start(
-    records: Sequence[TrialRecord], running: int, limits: Limits, seconds_left: float, *, together: int
-) -> bool:
-    """Tell whether another trial may start: it would be within the number, and end in time as far as one can tell.
-
-    Of trials that a worker is given together none ends before all do, and a record tells one's part of that time.
-    """
-    if limits.trials is not None and len(_trained(records)) + running >= limits.trials:
-        return False
-    given = running % together + 1
-    return given * typical_seconds(records) < seconds_left - (limits.reserved(records) if limits.seconds else 0.0)
-
-
-def typical_seconds(records: Sequence[TrialRecord]) -> float:
-    """Give the seconds that a training usually takes; 0 before one is complete."""
-    seconds = [r.seconds for r in records if r.state == "complete"]
-    return statistics.median(seconds) if seconds else 0.0
+def _placed(record: TrialRecord, problem: Problem, values: Mapping[str, float], *, at: int, steps: int) -> TrialRecord:
+    """Note how a trial stands after some steps; one that has more before it pauses."""
+    quality = quality_objective(problem.objectives)
+    assert record.measurement is not None
+    loss = record.measurement.metrics.get("loss", quality.loss(values[quality.name]))
+    if math.isfinite(loss):
+        costs = tuple(o.loss(values[o.name]) for o in problem.objectives if o is not quality)
+        record = replace(record, rungs=(*record.rungs, RungResult(at, loss, costs)))
+    if at == steps:
+        return replace(record, values=values)
+    if not math.isfinite(loss):
+        return replace(record, state="failed", reason=f"the held-out loss is {loss} after step {at}")
+    why = f"at step {at} of {steps} with loss {loss:.4g}; it goes on only if it is among the best there"
+    return replace(record, state="paused", reason=why)
 
 
 def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
@@ -225,15 +257,13 @@ def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
         raise AllTrialsFailedError(f"the first {SAME_FAILURES} trials failed alike: {why}")
 
 
-def _ending(records: Sequence[TrialRecord], limits: Limits, *, exhausted: bool) -> Ending:
+def _ending(records: Sequence[TrialRecord], why: Ending | None) -> Ending:
     if any(r.state == "complete" for r in records):
-        if exhausted:
-            return "exhausted"
-        return "trials" if limits.trials is not None and len(_trained(records)) >= limits.trials else "time"
+        return why or "time"
     failed = [r for r in records if r.state == "failed"]
     if failed:
-        why = f"{failed[0].reason}\n{failed[0].traceback}".rstrip()
-        raise AllTrialsFailedError(f"all {len(failed)} trials failed; the first: {why}")
+        why_failed = f"{failed[0].reason}\n{failed[0].traceback}".rstrip()
+        raise AllTrialsFailedError(f"all {len(failed)} trials failed; the first: {why_failed}")
     infeasible = [r for r in records if r.state == "infeasible"]
     if infeasible:
         peaks = [(r.measurement.memory_bytes, describe(r)) for r in infeasible if r.measurement]
@@ -241,6 +271,8 @@ def _ending(records: Sequence[TrialRecord], limits: Limits, *, exhausted: bool) 
         raise InfeasibleError(
             f"all {len(infeasible)} trials were infeasible; the first: {infeasible[0].reason}.{least}"
         )
-    if exhausted:
+    if why == "exhausted":
         raise InfeasibleError("space: nothing in it could be proposed within the budget; allow more")
+    if why == "steps":
+        raise OutOfTimeError("steps_total: it did not hold one whole training; raise --steps-total, or lower --steps")
     raise OutOfTimeError("time: it ran out before the first trial was done; raise --time, or lower --steps")

@@ -12,11 +12,13 @@ from typing import Any, Literal, Self
 SCHEMA_VERSION = 2
 """Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
 
-MAY_CHANGE = ("trials", "time", "final_seeds", "executor", "workers", "together", "gpus_per_worker", "ray_address")
+MAY_CHANGE = (
+    "trials", "time", "steps_total", "final_seeds", "executor", "workers", "together", "gpus_per_worker", "ray_address",
+)  # fmt: skip
 """Fields of a request that may differ when a run goes on; all others stay what it was started with."""
 
 Scalar = str | int | float | bool
-TrialState = Literal["complete", "failed", "infeasible", "stopped", "duplicate"]
+TrialState = Literal["complete", "paused", "failed", "infeasible", "stopped", "duplicate"]
 Split = Literal["validation", "test"]
 
 
@@ -201,6 +203,7 @@ class Measurement(_Plain):
         curve: Pairs (step, training loss).
         base_checksum: Checksum of the frozen base, the same before and after; "" for a custom runner. CPU and CUDA give
             different ones for equal weights: it is comparable within a kind of device only.
+        restarted: Whether the state to go on from was missing or damaged, so that all was trained again.
     """
 
     quality: float
@@ -217,6 +220,7 @@ class Measurement(_Plain):
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[tuple[int, float], ...] = ()
     base_checksum: str = ""
+    restarted: bool = False
 
     def __post_init__(self) -> None:
         # A runner may give scalars of NumPy or torch, JSON gives lists; `float` reads what `to_dict` writes.
@@ -230,14 +234,19 @@ class Measurement(_Plain):
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit(_Plain):
-    """Train one candidate for `steps` optimiser steps, evaluate on `splits`, save the adapter under `adapter_dir`.
+    """Train one candidate from step `first` to `steps`, evaluate on `splits`, save the adapter under `adapter_dir`.
 
     Attributes:
         plan: The adapter to build; None for a custom runner, which reads the candidate itself.
+        steps: Optimiser steps that the candidate has taken at the end of the unit.
         seed: Of the adapter's start and dropout.
         data_seed: Of the order of the data.
         splits: What it is judged on; its quality is that of the first.
         adapter_dir: Where the adapter is saved, relative to the run directory; "" for nowhere.
+        first: Steps that an earlier unit has taken; this one goes on from the state that it left.
+        horizon: Steps of the whole training, which the schedule spans; 0 for `steps`.
+        state_dir: Where the state at `first` lies, and that at `steps` is left if the training is not over then,
+            relative to the run directory; "" for nowhere.
     """
 
     trial: int
@@ -249,6 +258,14 @@ class WorkUnit(_Plain):
     data_seed: int = 0
     splits: tuple[Split, ...] = ("validation",)
     adapter_dir: str = ""
+    first: int = 0
+    horizon: int = 0
+    state_dir: str = ""
+
+    @property
+    def whole(self) -> int:
+        """Steps of the whole training."""
+        return self.horizon or self.steps
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -295,12 +312,36 @@ class Outcome(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class RungResult(_Plain):
+    """How a trial stood at the end of a work unit.
+
+    Attributes:
+        step: Optimiser steps taken by then.
+        loss: Held-out loss; of a custom runner that gives none, its quality so that smaller is better.
+        costs: The other objectives in their order, so that smaller is better.
+    """
+
+    step: int
+    loss: float
+    costs: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
+        return cls(int(data["step"]), float(data["loss"]), tuple(map(float, data["costs"])))
+
+
+@dataclass(frozen=True, slots=True)
 class TrialRecord(_Plain):
-    """Everything that is kept of one trial; one line of `records.jsonl`.
+    """Everything that is kept of one trial; a line of `records.jsonl` a work unit, the last of which counts.
 
     Attributes:
         values: Objective name -> value, for a complete trial.
         reason: Why there is no value, for any other.
+        measurement: What the last work unit gave.
+        seconds: Time of all its work units.
+        steps: Optimiser steps that these took, those trained again included.
+        rungs: How it stood at the end of each.
         plan: Adapter that was trained; None for a custom runner.
         exhausted_bytes: Memory that was in use when it ran out, 1 where that is not known; 0 if it did not.
     """
@@ -319,6 +360,8 @@ class TrialRecord(_Plain):
     seconds: float = 0.0
     finished_at: str = ""
     exhausted_bytes: int = 0
+    steps: int = 0
+    rungs: tuple[RungResult, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -330,6 +373,7 @@ class TrialRecord(_Plain):
             cost=Cost.from_dict(data["cost"]) if data.get("cost") else None,
             plan=AdapterPlan.from_dict(data["plan"]) if data.get("plan") else None,
             measurement=_measurement(data.get("measurement")),
+            rungs=tuple(map(RungResult.from_dict, data.get("rungs", ()))),
         )
 
 

@@ -13,9 +13,13 @@ from autopeft.errors import RequestError
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES
 from autopeft.recipe import BITS, Dimensions
 from autopeft.registry import unknown
-from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds
+from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, parse_seconds, parse_steps
 
 T = TypeVar("T")
+
+RUNGS: Literal["auto", "off"] = "off"
+"""Whether trials pause at rungs where nobody says."""
+_AUTO_RUNGS = 27  # steps of a trial below which a ninth of them tells nothing
 
 NO_LIMIT = "none"
 """The budget that is no limit."""
@@ -42,9 +46,15 @@ class SearchRequest(Dimensions):
     memory: str | int | None = Field(None, description="most peak memory of a training, e.g. 16GiB")
     time: str | float | None = Field(None, description="most time of the search, e.g. 30min")
     trials: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="how many candidates to train; by default 24 if there is no time limit"
+        None, description="how many candidates to train; by default 24 if there is no other limit"
+    )
+    steps_total: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most optimiser steps of the whole search, over all trials; finalists come on top"
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
+    rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(
+        RUNGS, description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
+    )
     final_seeds: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="other seeds to train the front's points again with, judged on the test split; 0 for none"
     )
@@ -102,6 +112,16 @@ class SearchRequest(Dimensions):
             raise ValueError("name each of them once, at least one, e.g. 4 or 16,4")
         return value
 
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _rungs(cls, value: object) -> object:
+        if value is False or value in ("auto", "off"):
+            return value or "off"  # YAML reads off as false
+        try:
+            return parse_steps(value)
+        except ValueError:
+            raise ValueError("write auto, off, or steps that ascend, e.g. 10,30,100") from None
+
     @field_validator("columns")
     @classmethod
     def _columns(cls, value: dict[str, str]) -> dict[str, str]:
@@ -134,6 +154,10 @@ class SearchRequest(Dimensions):
         if self.metric is not None and self.task != "auto" and self.task not in METRICS[self.metric].tasks:
             fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
             faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
+        if isinstance(self.rungs, list) and self.rungs[-1] > self.steps:
+            faults.append(f"rungs: {self.rungs[-1]} is beyond the {self.steps} steps of a trial; raise --steps")
+        if self.steps_total is not None and self.steps_total < self.steps:
+            faults.append(f"steps_total: {self.steps_total} does not hold the {self.steps} steps of a trial; raise it")
         if self.executor == "local" and self.ray_address is not None:
             faults.append(f"ray_address: {self.ray_address!r} means nothing with --executor local; drop one of the two")
         if self.executor == "local" and self.gpus_per_worker is not None:
@@ -161,6 +185,17 @@ class SearchRequest(Dimensions):
     def time_seconds(self) -> float | None:
         """The time limit; None for no limit."""
         return None if self.time is None else parse_seconds(self.time)
+
+    @property
+    def pauses(self) -> tuple[int, ...]:
+        """The steps at which trials pause, ascending; none without rungs.
+
+        >>> SearchRequest(steps=100, rungs="auto").pauses, SearchRequest(steps=100, rungs=[10, 100]).pauses
+        ((11, 33), (10,))
+        """
+        if isinstance(self.rungs, list):
+            return tuple(step for step in self.rungs if step < self.steps)
+        return (self.steps // 9, self.steps // 3) if self.rungs == "auto" and self.steps >= _AUTO_RUNGS else ()
 
     def metric_for(self, task: str) -> str:
         """Give the metric that measures quality on a task.
@@ -198,7 +233,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
         RequestError: Listing every fault as "field: value and remedy".
     """
     given = {k: v for k, v in fields.items() if v is not None}
-    if "trials" not in given and "time" not in given:
+    if not any(name in given for name in _LIMITS):
         given["trials"] = _TRIALS
     faults: list[str] = []
     for name in [name for name in given if name not in SearchRequest.model_fields]:
@@ -229,6 +264,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
 _TRIALS = 24
 """Trials of a search without any limit: enough for every hand-made configuration and as many again."""
 
+_LIMITS = ("trials", "time", "steps_total")
 _DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
 
 
@@ -237,8 +273,8 @@ def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields.get("model") is not None or fields.get("data") is not None:
         return {}
     # Who sets one limit does not want another one beside it.
-    other = {"trials": "time", "time": "trials"}
-    return {k: v for k, v in _DEMO.items() if k not in other or fields.get(other[k]) is None}
+    limited = {name for name in _LIMITS if fields.get(name) is not None}
+    return {k: v for k, v in _DEMO.items() if k not in _LIMITS or limited <= {k}}
 
 
 def read_fields(path: Path) -> dict[str, Any]:

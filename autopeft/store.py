@@ -4,11 +4,12 @@
 
     request.yaml    every field of the request
     run.json        RunInfo: anatomy, data, versions, hardware
-    records.jsonl   one TrialRecord a line, written before the study is told
+    records.jsonl   one TrialRecord a work unit, written before the study is told; of a trial the last one counts
     finals.jsonl    one TrialRecord a line of the front's points, trained again with other seeds
     study.db        the Optuna study (rebuilt from the records if it is lost)
     data/           the rows that the search reads, tokenised
     adapters/NNNN/  the adapters of the front, in PEFT's format
+    states/NNNN/    what a paused trial can go on from
     front.csv       the Pareto front
     report.html     the report
 """
@@ -38,12 +39,17 @@ def adapter_dir(number: int) -> str:
     return f"adapters/{number:04d}"
 
 
+def state_dir(number: int) -> str:
+    """Give the folder of the states that a trial can go on from, relative to the run directory."""
+    return f"states/{number:04d}"
+
+
 class RunDirectory:
     """A run on disk. Open it as a context: one driver at a time holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: list[TrialRecord] = []
+        self._records: dict[int, TrialRecord] = {}
         self._finals: list[TrialRecord] = []
         self._with_adapter: set[int] = set()
         self._lock: IO[str] | None = None
@@ -93,9 +99,9 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self._take_lock()
-        self._records = _first_of(_in_short(record) for record in self._read_lines(_RECORDS, repair=True))
+        self._records = _last_of(_in_short(record) for record in self._read_lines(_RECORDS, repair=True))
         self._finals = _first_of(_in_short(record) for record in self._read_lines(_FINALS, repair=True))
-        self._with_adapter = {record.number for record in self._records}
+        self._with_adapter = {n for n, record in self._records.items() if record.state != "paused"}
         return self
 
     def __exit__(
@@ -129,14 +135,19 @@ class RunDirectory:
 
     @property
     def records(self) -> Sequence[TrialRecord]:
-        """The records, oldest first; those of an open run in short, as a driver holds them for days."""
-        return self._records or _first_of(self._read_lines(_RECORDS, repair=False))
+        """The last record of each trial, oldest first; of an open run in short, as a driver holds them for days."""
+        return list((self._records or _last_of(self._read_lines(_RECORDS, repair=False))).values())
+
+    def record(self, number: int) -> TrialRecord | None:
+        """Give the last record of a trial of an open run, in short."""
+        return self._records.get(number)
 
     def append(self, record: TrialRecord) -> None:
         """Write the record of a trial down for good: one line, flushed to the disk."""
         self._append_line(_RECORDS, record)
-        self._records.append(_in_short(record))
-        self._with_adapter.add(record.number)
+        _keep(self._records, _in_short(record))
+        if record.state != "paused":  # its adapter may be saved before it is recorded again
+            self._with_adapter.add(record.number)
 
     @property
     def finals(self) -> Sequence[TrialRecord]:
@@ -211,6 +222,26 @@ class RunDirectory:
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def sweep_states(self) -> None:
+        """Once no worker is running: remove every state but those that paused trials can go on from."""
+        paused = {state_dir(n): record for n, record in self._records.items() if record.state == "paused"}
+        for folder in (self.path / "states").glob("*"):
+            record = paused.get(f"states/{folder.name}")
+            if record is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                self.keep_state(record)
+
+    def keep_state(self, record: TrialRecord) -> None:
+        """Remove the states of a recorded trial, but the one that it paused with."""
+        folder = self.path / state_dir(record.number)
+        if record.state != "paused":
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for path in folder.glob("*"):
+            if path.name != f"{record.rungs[-1].step}.safetensors":
+                path.unlink(missing_ok=True)
+
     def keep_adapters(self, numbers: Iterable[int]) -> None:
         """Remove the adapters of recorded trials that are not among these."""
         kept = set(numbers)
@@ -218,6 +249,24 @@ class RunDirectory:
             if (folder := self.path / adapter_dir(number)).is_dir():
                 shutil.rmtree(folder)
         self._with_adapter &= kept
+
+
+def _last_of(records: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
+    """Give the record of each trial that counts, by its number."""
+    kept: dict[int, TrialRecord] = {}
+    for record in records:
+        _keep(kept, record)
+    return kept
+
+
+def _keep(records: dict[int, TrialRecord], record: TrialRecord) -> None:
+    """Take a record among those that count, oldest first.
+
+    What a trial paused with is left behind by its next record; of two ends, as of an orphan, the first counts.
+    """
+    if record.number not in records or records[record.number].state == "paused":
+        records.pop(record.number, None)
+        records[record.number] = record
 
 
 def _first_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:

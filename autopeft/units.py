@@ -114,6 +114,23 @@ def _three_figures(number: float, *, small: str = ".3g") -> str:
     return f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
 
 
+def parse_steps(value: object) -> list[int]:
+    """Read numbers of steps that ascend, from text or from a list.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    >>> parse_steps("10, 30,100"), parse_steps([10, 30]), parse_steps(50)
+    ([10, 30, 100], [10, 30], [50])
+    """
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    texts = [str(part).strip() for part in parts]
+    steps = [int(text) for text in texts if text.isdecimal()]
+    if not steps or len(steps) != len(texts) or steps != sorted({*steps}) or steps[0] < 1:
+        raise ValueError(f"{value!r} is no ascending numbers of steps")
+    return steps
+
+
 def show_count(count: float) -> str:
     """Write a count the way people read it.
 

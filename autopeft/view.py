@@ -50,6 +50,7 @@ class _Progress:
         self.objectives: Sequence[Mapping[str, str]] = ()
         self.running: dict[int, str] = {}
         self.ended: Counter[str] = Counter()
+        self._paused: set[int] = set()
         self._began = time.monotonic()
         self._trials, self._seconds, self._at_once = 0, 0.0, 1
         self._durations: list[float] = []
@@ -63,13 +64,21 @@ class _Progress:
         for record in records:
             self.finish(record)
 
-    def propose(self, number: int, label: str) -> None:
+    def propose(self, number: int, label: str) -> str:
+        """Take a trial among the running; says what it does there."""
         self.running[number] = one_line(label)
         self._at_once = max(self._at_once, len(self.running))
+        if number not in self._paused:
+            return "started"
+        self._paused.remove(number)
+        self.ended["paused"] -= 1
+        return "goes on"
 
     def finish(self, record: TrialRecord) -> None:
         self.running.pop(record.number, None)
         self.ended[record.state] += 1
+        if record.state == "paused":
+            self._paused.add(record.number)
         if record.state == "complete":
             self._durations.append(record.seconds)
 
@@ -81,7 +90,7 @@ class _Progress:
         """Say how many are done, running, failed, and how long it may take yet."""
         total = f" of {self._trials}" if self._trials else ""
         parts = [f"{self.ended['complete']}{total} done", f"{len(self.running)} running"]
-        parts += [f"{n} {state}" for state, n in sorted(self.ended.items()) if state != "complete"]
+        parts += [f"{n} {state}" for state, n in sorted(self.ended.items()) if n and state != "complete"]
         left = self._left()
         return " · ".join([*parts, *([f"about {show_seconds(left)} left"] if left is not None else [])])
 
@@ -128,8 +137,7 @@ class PlainView:
 
     def proposed(self, number: int, label: str) -> None:
         """Say what is tried."""
-        self._progress.propose(number, label)
-        self._print(f"trial {number} started: {label}")
+        self._print(f"trial {number} {self._progress.propose(number, label)}: {label}")
 
     def finished(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Say how it ended, and how the search stands."""
@@ -248,6 +256,8 @@ def _limits(info: RunInfo) -> str:
         limits.append(f"at most {show_count(info.parameter_limit)} trainable parameters{share}")
     if info.memory_limit_bytes is not None:
         limits.append(f"at most {show_bytes(info.memory_limit_bytes)} of memory")
+    if info.request.get("steps_total"):
+        limits.append(f"at most {info.request['steps_total']:,} optimiser steps")
     if info.request.get("time"):
         limits.append(f"at most {show_seconds(parse_seconds(info.request['time']))}")
     return ", ".join(limits) or "no limits"

@@ -37,7 +37,8 @@ from results import write_rows
 from autopeft.api import CostFunction
 from autopeft.assembly import Assembly, assemble
 from autopeft.execute.local import LocalExecutor
-from autopeft.loop import Limits, search
+from autopeft.limits import Limits
+from autopeft.loop import search
 from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
 from autopeft.request import make_request
 from autopeft.result import Result

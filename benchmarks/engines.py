@@ -50,7 +50,8 @@ from results import write_rows
 from surrogate import Surrogate
 
 from autopeft.execute.local import LocalExecutor
-from autopeft.loop import Limits, search
+from autopeft.limits import Limits
+from autopeft.loop import search
 from autopeft.problem import Problem
 from autopeft.records import Candidate, RunInfo
 from autopeft.request import make_request

@@ -6,6 +6,7 @@ within. At its moment the driver, or one of its Ray workers, is killed; `autopef
 done; then the run directory is checked against what it held at the kill. Prints a table, and writes it as CSV.
 
     python benchmarks/kill.py --drivers 10 --workers 5 --seed 0
+    python benchmarks/kill.py --rungs 1,2 --csv benchmarks/results/kill_rungs.csv
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ PREPARING, STARTING, SEARCHING = 0, 1, 2
 """The first stages of a life; each record begins another."""
 
 
+def search_in(run_dir: Path, rungs: str) -> Driver:
+    """Start a search."""
+    return start(run_dir, *SEARCH, "--rungs", rungs)
+
+
 def stage(driver: Driver, run_dir: Path) -> int:
     """Tell how far a search is."""
     if not (run_dir / "request.yaml").exists():
@@ -50,15 +56,16 @@ def stage(driver: Driver, run_dir: Path) -> int:
     return SEARCHING + len(record_lines(run_dir))
 
 
-def measure_stages(run_dir: Path) -> list[float]:
+def measure_stages(run_dir: Path, rungs: str) -> list[float]:
     """Run a search to its end; gives the seconds that each stage took."""
-    driver = start(run_dir, *SEARCH)
+    driver = search_in(run_dir, rungs)
     begins = {PREPARING: 0.0}
     while driver.wait_until(lambda: stage(driver, run_dir) not in begins):
         begins[stage(driver, run_dir)] = driver.seconds
     if driver.end():
         sys.exit(f"a search that nobody killed failed: {driver.said()}")
-    times = [begins.get(number, driver.seconds) for number in range(SEARCHING + TRIALS + 1)] + [driver.seconds]
+    times = [begins.get(number, driver.seconds) for number in range(SEARCHING + len(record_lines(run_dir)) + 1)]
+    times.append(driver.seconds)
     return [max(0.0, after - before) for before, after in itertools.pairwise(times)]
 
 
@@ -131,9 +138,9 @@ class Life:
     faults: list[str] = field(default_factory=list)
 
 
-def kill_driver(run_dir: Path, moment: Moment) -> Life:
+def kill_driver(run_dir: Path, moment: Moment, *, rungs: str) -> Life:
     """Kill a search's driver at a moment of its life, resume it to its end, and check it."""
-    driver = start(run_dir, *SEARCH)
+    driver = search_in(run_dir, rungs)
     ended = not moment.wait(driver, run_dir)
     orphans = Orphans(descendants(driver.process.pid))
     driver.process.kill()
@@ -141,15 +148,15 @@ def kill_driver(run_dir: Path, moment: Moment) -> Life:
     orphans.start()
     life = Life("driver", round(driver.seconds, 1), "it had just ended" if ended else _phase(driver, run_dir))
     before = record_lines(run_dir)
-    resumed = _resume_to_the_end(run_dir, life)
+    resumed = _resume_to_the_end(run_dir, life, rungs)
     _check_life(life, run_dir, before, [driver, *resumed])
     life.workers_gone_seconds, life.left = orphans.end()
     return life
 
 
-def kill_worker(run_dir: Path, moment: Moment, *, pick: random.Random) -> Life:
+def kill_worker(run_dir: Path, moment: Moment, *, rungs: str, pick: random.Random) -> Life:
     """Kill one worker of a search at a moment of its life; the search itself must go on, and is checked."""
-    driver = start(run_dir, *SEARCH)
+    driver = search_in(run_dir, rungs)
     moment.wait(driver, run_dir)
     victims: list[Process] = []
     driver.wait_until(lambda: bool(victims.extend(workers_of(driver.process.pid)) or victims))
@@ -162,17 +169,17 @@ def kill_worker(run_dir: Path, moment: Moment, *, pick: random.Random) -> Life:
         life.phase += "" if life.again else ", this worker idle"
     if code := driver.end():
         life.faults.append(f"the search ended with exit code {code}: {driver.said()[-300:]}")
-    resumed = _resume_to_the_end(run_dir, life) if code else []
+    resumed = _resume_to_the_end(run_dir, life, rungs) if code else []
     _check_life(life, run_dir, before, [driver, *resumed])
     return life
 
 
-def _resume_to_the_end(run_dir: Path, life: Life) -> list[Driver]:
+def _resume_to_the_end(run_dir: Path, life: Life, rungs: str) -> list[Driver]:
     """Resume until the search ends well; a folder that is no run yet is searched anew, as its user would."""
     drivers: list[Driver] = []
     for attempt in range(1, _MOST_RESUMES + 1):
         is_run = (run_dir / "request.yaml").exists()
-        drivers.append(go_on(run_dir) if is_run else start(run_dir, *SEARCH))
+        drivers.append(go_on(run_dir) if is_run else search_in(run_dir, rungs))
         life.resumes = attempt
         if not is_run:
             life.phase += ", started anew"
@@ -198,8 +205,8 @@ def _phase(driver: Driver, run_dir: Path) -> str:
             return "preparing, the run directory is there" if run_dir.exists() else "before the run directory"
         case 1:
             return "starting Ray"
-        case number if number < SEARCHING + TRIALS:
-            return f"trial {max(driver.started())} under way"
+        case number if number < SEARCHING + len(handed_out := driver.handed_out()):
+            return f"trial {handed_out[-1]} under way"
         case _:
             return "writing the report"
 
@@ -240,6 +247,7 @@ def main() -> int:
     parser.add_argument("--drivers", type=int, default=10, help="how many drivers to kill")
     parser.add_argument("--workers", type=int, default=5, help="how many workers to kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--rungs", default="off", help="steps at which trials pause, of 4")
     parser.add_argument("--keep", type=Path, help="folder for the run directories; by default a temporary one")
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "kill.csv")
     options = parser.parse_args()
@@ -248,13 +256,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="autopeft-kill-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        stages = measure_stages(folder / "whole")
+        stages = measure_stages(folder / "whole", options.rungs)
         print(f"a life takes {sum(stages):.1f} s; its stages: {', '.join(f'{s:.1f}' for s in stages)}", flush=True)
         for i, moment in enumerate(spread(options.drivers, stages, chance, first=PREPARING, last=len(stages) - 1)):
-            lives.append(kill_driver(folder / f"driver-{i}", moment))
+            lives.append(kill_driver(folder / f"driver-{i}", moment, rungs=options.rungs))
             print(lives[-1], flush=True)
         for i, moment in enumerate(spread(options.workers, stages, chance, first=SEARCHING, last=len(stages) - 2)):
-            lives.append(kill_worker(folder / f"worker-{i}", moment, pick=chance))
+            lives.append(kill_worker(folder / f"worker-{i}", moment, rungs=options.rungs, pick=chance))
             print(lives[-1], flush=True)
     print(f"\n{table(lives)}")
     write_csv(lives, options.csv)

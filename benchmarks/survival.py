@@ -21,6 +21,7 @@ from typing import Any
 
 WORKER_TITLE = "ray::ResourceTrainable"  # Tune wraps the trainable in a class of its own
 _STARTED = re.compile(r"^trial (\d+) started", re.MULTILINE)
+_HANDED_OUT = re.compile(r"^trial (\d+) (?:started|goes on)", re.MULTILINE)
 _PATIENCE_SECONDS = 600.0
 
 
@@ -104,6 +105,10 @@ class Driver:
         """Give the numbers of the trials that it has started."""
         return [int(number) for number in _STARTED.findall(self.said())]
 
+    def handed_out(self) -> list[int]:
+        """Give the numbers of the trials that it has started or gone on with, each time anew."""
+        return [int(number) for number in _HANDED_OUT.findall(self.said())]
+
     def wait_until(self, reached: Callable[[], bool]) -> bool:
         """Wait until something is so; tells whether the process still runs then."""
         while self.process.poll() is None and not reached() and self.seconds < _PATIENCE_SECONDS:
@@ -158,17 +163,31 @@ def check(run_dir: Path, before: Sequence[bytes], *, trials: int) -> Checked:
     lost = [line for line in before if line not in after]
     if list(before) != after[: len(before)]:
         faults.append("the records before the kill are no beginning of those after")
-    twice = repeated(record["number"] for record in records)
-    faults += [f"trial {number} is recorded twice" for number in twice]
-    same = repeated(json.dumps(record["plan"] or record["candidate"], sort_keys=True) for record in records)
+    twice = repeated((record["number"], _steps_of(record)) for record in records)
+    faults += [f"trial {number} is recorded twice" for number, _ in twice]
+    # A trial that paused is followed by what it came to when it went on.
+    last = [r for i, r in enumerate(records) if r["state"] != "paused" or r["number"] not in _numbers(records[i + 1 :])]
+    same = repeated(json.dumps(record["plan"] or record["candidate"], sort_keys=True) for record in last)
     faults += [f"a configuration was counted twice: {plan[:80]}" for plan in same]
-    complete = [record for record in records if record["state"] == "complete"]
-    faults += [f"trial {r['number']} is {r['state']}: {r['reason']}" for r in records if r["state"] != "complete"]
-    if len(complete) != trials:
-        faults.append(f"{len(complete)} trials are complete, not {trials}")
+    ended = [record for record in last if record["state"] in ("complete", "paused")]
+    faults += [f"trial {r['number']} is {r['state']}: {r['reason']}" for r in last if r not in ended]
+    if len(ended) != trials:
+        faults.append(f"{len(ended)} trials are complete or paused, not {trials}")
+    again = [record["number"] for record in records if (record["measurement"] or {}).get("restarted")]
+    faults += [f"the state of trial {number} was lost" for number in again]
+    records = last
     faults += _study_faults(run_dir, records)
-    faults += _adapter_faults(run_dir)
+    faults += _adapter_faults(run_dir) + _state_faults(run_dir, records)
     return Checked(len(before), len(after), len(lost), len(twice) + len(same), tuple(faults))
+
+
+def _steps_of(record: Mapping[str, Any]) -> int:
+    """Give the steps that a trial had taken when it was recorded; -1 where it does not say."""
+    return record["rungs"][-1]["step"] if record.get("rungs") else -1
+
+
+def _numbers(records: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {record["number"] for record in records}
 
 
 def repeated(values: Iterable[Any]) -> list[Any]:
@@ -177,15 +196,22 @@ def repeated(values: Iterable[Any]) -> list[Any]:
 
 
 def _study_faults(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Compare the study with the records: same numbers, same values, nothing left running."""
+    """Compare the study with the records: same numbers, same values, nothing left running but what paused."""
     import optuna
 
     study = optuna.load_study(study_name="autopeft", storage=f"sqlite:///{run_dir / 'study.db'}")
     names = study.metric_names or []
     told = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    paused = {record["number"]: record for record in records if record["state"] == "paused"}
     faults = [
-        f"trial {t.number} is left {t.state.name} in the study" for t in told.values() if t.state.name == "RUNNING"
+        f"trial {t.number} is left {t.state.name} in the study"
+        for t in told.values()
+        if (t.state.name == "RUNNING") != (t.number in paused)
     ]
+    for number in paused.keys() & told.keys():
+        losses = {result["step"]: result["loss"] for result in paused[number]["rungs"]}
+        if told[number].intermediate_values != losses:
+            faults.append(f"trial {number} has {told[number].intermediate_values} in the study, not {losses}")
     recorded = {record["number"]: record for record in records if record["state"] == "complete"}
     complete = {number for number, trial in told.items() if trial.state.name == "COMPLETE"}
     if complete != set(recorded):
@@ -212,6 +238,16 @@ def _adapter_faults(run_dir: Path) -> list[str]:
     kept = {f"{number:04d}" for number in result.front["trial"]}
     left = sorted({path.name for path in (run_dir / "adapters").iterdir()} - kept)
     return faults + [f"adapters/{name} is left over" for name in left]
+
+
+def _state_faults(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Look for states that are missing, or left over."""
+    wanted = {f"{r['number']:04d}/{_steps_of(r)}.safetensors" for r in records if r["state"] == "paused"}
+    folder = run_dir / "states"
+    found = {str(path.relative_to(folder)) for path in folder.glob("*/*")}
+    return [f"states/{name} is left over" for name in sorted(found - wanted)] + [
+        f"states/{name} is missing" for name in sorted(wanted - found)
+    ]
 
 
 def _load(folder: Path) -> None:

@@ -200,18 +200,18 @@ def main() -> None:
                 print(f"{model}: skipped: {reason}")
                 continue
             least = json.loads((work / "setup.json").read_text())["flops"] / _rate(args.core)
-            rows = []
+            first: list[float] = []
             for variant in args.variants:
                 trials = args.peer_trials if args.peer_trials and variant in ("naive", "reuse") else args.trials
-                rows.append(measure(variant, model, work, core=args.core, trials=trials))
-        first = rows[0]["losses"]
-        for row in rows:
-            row["steps"] = args.steps
-            row["loss_difference"] = max(abs(a - b) for a, b in zip(row["losses"], first, strict=False))
-            row["least_cpu_per_trial"] = round(least, 3)
-            row["losses"] = " ".join(f"{loss:.6f}" for loss in row["losses"])
-            print({name: value for name, value in row.items() if name != "losses"}, flush=True)
-        write_rows(args.out, rows)
+                row = measure(variant, model, work, core=args.core, trials=trials)
+                losses = row["losses"]
+                first = first or losses
+                row["steps"] = args.steps
+                row["loss_difference"] = max(abs(a - b) for a, b in zip(losses, first, strict=False))
+                row["least_cpu_per_trial"] = round(least, 3)
+                row["losses"] = " ".join(f"{loss:.6f}" for loss in losses)
+                print({name: value for name, value in row.items() if name != "losses"}, flush=True)
+                write_rows(args.out, [row])  # as they come: the whole takes long
 
 
 if __name__ == "__main__":

@@ -7,103 +7,24 @@ from collections import Counter
 from itertools import count
 
 import pytest
+from toy_search import FEW, QUALITY, Runner, Several, make_run
 
 from autopeft.binding import bind_space
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
-from autopeft.loop import SAME_FAILURES, Limits, judge, search
+from autopeft.loop import SAME_FAILURES, judge
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
 from autopeft.records import Measurement, Outcome
-from autopeft.search.study import Proposal, Study, sqlite_url
-from autopeft.space_file import load_space, parse_space
+from autopeft.search.study import Proposal, Study
+from autopeft.space_file import load_space
 from autopeft.store import RunDirectory
-
-SPACE = {"parameters": {"x": {"low": 0.0, "high": 1.0}, "kind": {"choices": ["a", "b"]}}}
-FEW = {"parameters": {"x": {"ordinal": [1, 2, 3]}, "kind": {"choices": ["a", "b"]}}}
-QUALITY = Objective("quality", "maximize", "", lambda m: m.quality)
-
-
-class Quiet:
-    """A view that shows nothing."""
-
-    def __getattr__(self, name):
-        return lambda *args: None
-
-
-class Runner:
-    """Gives a measurement by formula; what is asked of it is kept."""
-
-    def __init__(self, measure=None):
-        self.units = []
-        self._measure = measure or (lambda unit: Measurement(float(unit.candidate["x"]), 10, 1000, steps=unit.steps))
-
-    def run(self, unit):
-        self.units.append(unit)
-        return self._measure(unit)
-
-
-class Several:
-    """An executor of several workers: outcomes come in the other order, a few at once."""
-
-    capacity, together = 3, 1
-
-    def __init__(self, runner):
-        self.runner, self.units, self.most = runner, [], 0
-
-    def submit(self, unit):
-        self.units.append(unit)
-        self.most = max(self.most, len(self.units))
-
-    def wait(self, timeout_seconds):
-        units, self.units = self.units[1:], self.units[:1]
-        if not units:
-            units, self.units = self.units, []
-        return [run_isolated(self.runner, [unit])[0] for unit in reversed(units)]
-
-    def close(self):
-        self.units.clear()
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a search in the test's folder; called again it goes on with it. Gives (ending, records)."""
-
-    def run(
-        runner=None,
-        *,
-        space=SPACE,
-        trials=None,
-        seconds=None,
-        objectives=(QUALITY,),
-        clock=None,
-        executor=LocalExecutor,
-        store=RunDirectory,
-        **limits,
-    ):
-        problem = Problem(parse_space(space), objectives, **limits)
-        runner = runner or Runner()
-        with store(tmp_path) as directory:
-            study = Study(
-                problem, url=sqlite_url(tmp_path / "study.db"), sampler="random", seed=0, records=directory.records
-            )
-            made = LocalExecutor(lambda: runner) if executor is LocalExecutor else executor(runner)
-            ending = search(
-                problem,
-                study,
-                made,
-                directory,
-                Quiet(),
-                limits=Limits(trials, seconds),
-                steps=7,
-                seed=3,
-                saves_adapters=False,
-                **({"clock": clock} if clock else {}),
-            )
-            return ending, list(directory.records)
-
-    return run
+    return make_run(tmp_path)
 
 
 def test_the_number_of_trials_is_the_limit(run):
@@ -382,7 +303,7 @@ def test_a_record_holds_everything_of_its_trial(bert):
     problem = Problem(bind_space(load_space("default"), bert, cuda=False), tuple(OBJECTIVES.values()), bert)
     candidate = problem.space.complete({"method": "ia3"})
     outcome = Outcome(5, "complete", Measurement(0.5, 9, 8, adapter_bytes=7), worker="w", seconds=2.0)
-    record = judge(problem, Proposal(5, candidate), outcome, seed=1)
+    record = judge(problem, Proposal(5, candidate), outcome, seed=1, steps=7)
     assert record.cost == problem.cost(candidate)
     assert record.plan == problem.plan(candidate)
     assert record.values == {"quality": 0.5, "params": 9, "memory": 8, "train_seconds": 0, "adapter_bytes": 7}

@@ -144,3 +144,33 @@ def test_the_defaults_of_the_demo_are_those_of_the_demo_only():
 
 def test_every_field_says_what_it_is():
     assert all(field.description for field in SearchRequest.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("rungs", "steps", "stored", "pauses"),
+    [
+        ("auto", 100, "auto", (11, 33)),
+        ("auto", 27, "auto", (3, 9)),
+        ("auto", 26, "auto", ()),
+        ("off", 100, "off", ()),
+        (False, 100, "off", ()),
+        ("10,30,100", 100, [10, 30, 100], (10, 30)),
+        ([10, 30], 100, [10, 30], (10, 30)),
+        ("50", 100, [50], (50,)),
+        (50, 100, [50], (50,)),
+        (100, 100, [100], ()),
+    ],
+)
+def test_rungs_are_where_trials_pause(rungs, steps, stored, pauses, tmp_path):
+    request = make_request({"rungs": rungs, "steps": steps})
+    assert (request.rungs, request.pauses) == (stored, pauses)
+    write_request(request, tmp_path / "request.yaml")
+    assert make_request(read_fields(tmp_path / "request.yaml")) == request
+
+
+@pytest.mark.parametrize("limit", [{"trials": 5}, {"time": "1min"}, {"steps_total": 900}])
+def test_one_limit_stands_alone(limit):
+    demo = demo_defaults(limit)
+    assert {"trials", "time", "steps_total"} & demo.keys() <= limit.keys()
+    request = make_request({**demo, **limit})
+    assert {n for n in ("trials", "time", "steps_total") if getattr(request, n) is not None} == limit.keys()

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopeft.errors import DamagedRunError, RequestError
-from autopeft.records import SCHEMA_VERSION, Candidate, Cost, Measurement, RunInfo, TrialRecord
+from autopeft.records import SCHEMA_VERSION, Candidate, Cost, Measurement, RungResult, RunInfo, TrialRecord
 from autopeft.request import make_request
-from autopeft.store import RunDirectory, adapter_dir, replace_file
+from autopeft.store import RunDirectory, adapter_dir, replace_file, state_dir
 
 INFO = RunInfo(
     request=make_request({}).model_dump(),
@@ -25,7 +25,8 @@ INFO = RunInfo(
 
 
 def record(number, **fields):
-    made = TrialRecord(number, "complete", Candidate({"x": number, "s": "ü\n"}), seed=0, cost=Cost(number))
+    state = fields.pop("state", "complete")
+    made = TrialRecord(number, state, Candidate({"x": number, "s": "ü\n"}), seed=0, cost=Cost(number))
     return replace(made, measurement=Measurement(0.5, curve=((0, 1.0),)), values={"quality": 0.5}, **fields)
 
 
@@ -141,6 +142,57 @@ def test_the_first_record_of_a_number_counts(filled):
     with filled:
         filled.append(record(2, reason="again"))
     assert [r.reason for r in reopened(filled).records] == ["", "", "", ""]
+
+
+def paused(number, *steps):
+    return record(number, state="paused", rungs=tuple(RungResult(step, 1 / step, (2.0, 3.0)) for step in steps))
+
+
+def test_the_last_record_of_a_trial_that_paused_counts_until_it_ends(run):
+    written = [paused(0, 1), paused(1, 1), paused(1, 1, 3), record(2), paused(0, 1, 3), record(0, reason="end")]
+    with run:
+        for made in [*written, paused(0, 1), record(0, reason="again")]:
+            run.append(made)
+        in_memory = [(r.number, r.state, r.reason, r.rungs) for r in run.records]
+    assert reopened(run).records == [written[2], written[3], written[5]]
+    assert in_memory == [(r.number, r.state, r.reason, r.rungs) for r in reopened(run).records]
+    assert len(lines(run)) == 8
+
+
+def test_the_states_that_paused_trials_go_on_from_are_kept_and_others_removed(run):
+    def states():
+        return sorted(str(path.relative_to(run.path / "states")) for path in run.path.glob("states/*/*"))
+
+    def write(number, *names):
+        (run.path / state_dir(number)).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (run.path / state_dir(number) / name).write_text("x")
+
+    with run:
+        write(0, "1.safetensors", "3.safetensors")
+        run.append(paused(0, 1, 3))
+        run.keep_state(paused(0, 1, 3))
+        write(1, "1.safetensors")
+        run.append(record(1))
+        run.keep_state(record(1))
+        assert states() == ["0000/3.safetensors"]
+        write(0, ".9.safetensors.host-7.partial")  # what a killed worker left
+        write(5, "1.safetensors")  # of a unit that was never recorded
+        run.sweep_states()
+    assert states() == ["0000/3.safetensors"]
+    assert [folder.name for folder in (run.path / "states").iterdir()] == ["0000"]
+
+
+def test_an_adapter_that_is_being_saved_by_a_trial_that_had_paused_is_left_alone(run):
+    with run:
+        run.append(paused(0, 1))
+        (run.path / adapter_dir(0)).mkdir(parents=True)
+        run.append(record(1))
+        run.keep_adapters([1])
+        assert (run.path / adapter_dir(0)).is_dir()
+        run.append(record(0))
+        run.keep_adapters([1])
+        assert not (run.path / adapter_dir(0)).exists()
 
 
 def test_what_json_has_no_form_for_is_written_all_the_same(run):

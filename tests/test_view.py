@@ -121,6 +121,26 @@ def test_plain_view_prints_one_line_an_event():
     ]
 
 
+def test_a_trial_that_paused_is_counted_until_it_goes_on():
+    view, stream = plain()
+    with view:
+        view.started(INFO, [record(7, "paused", reason="at step 1 of 9")], [])
+        view.proposed(0, "a")
+        view.finished(record(0, "paused", reason="at step 1 of 9"), [])
+        view.proposed(0, "a")
+        view.proposed(7, "b")
+        view.finished(record(0), [record(0)])
+    lines = [re.sub(r" · about [^)]* left", "", line) for line in stream.getvalue().splitlines()]
+    assert lines[1:] == [
+        "trial 0 started: a",
+        "trial 0 paused: lora r=8 all-linear: at step 1 of 9 (0 of 10 done · 0 running · 2 paused)",
+        "trial 0 goes on: a",
+        "trial 7 goes on: b",
+        "trial 0 complete: lora r=8 all-linear: quality 0.9123, params 1,152; best so far trial 0, 1 on the front "
+        "(1 of 10 done · 1 running)",
+    ]
+
+
 def test_plain_view_writes_to_a_log_in_ascii():
     raw = io.BytesIO()
     view = PlainView(io.TextIOWrapper(raw, encoding="ascii"))

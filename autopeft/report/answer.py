@@ -39,7 +39,9 @@ def answer(context: Context) -> Section:
         limits=_limits(context),
         n_front=len(context.front),
         notes=_notes(context),
-        reasons=Counter(r.reason or "no reason given" for r in context.records if r.state != "complete").most_common(5),
+        reasons=Counter(
+            r.reason or "no reason given" for r in context.records if r.state not in ("complete", "paused")
+        ).most_common(5),
     )
     knee = context.picks.get("knee")
     return Section(f"Use {describe(knee)}" if knee else "No configuration to recommend", html)
@@ -128,6 +130,8 @@ def _limits(context: Context) -> list[str]:
         limits.append(f"{info.request['time']} of time")
     if info.request.get("trials"):
         limits.append(f"{info.request['trials']} trials")
+    if info.request.get("steps_total"):
+        limits.append(f"{info.request['steps_total']:,} optimiser steps")
     return limits
 
 

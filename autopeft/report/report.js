@@ -139,9 +139,10 @@ document.querySelectorAll("[data-trials]").forEach((box) => {
   const states = columns.find((column) => column.title === "state").values;
   const length = states.length;
   const perPage = 50;
+  const valuesOf = (row) => Object.entries(data.values[row]).map(([index, value]) => [data.names[index], value]);
   const text = (column, row) => String((column.texts || column.values)[row] ?? "");
   const haystack = Array.from({ length }, (_, row) =>
-    [...columns.map((column) => text(column, row)), ...Object.entries(data.values).map(([name, values]) => (values[row] === null ? "" : `${name}=${values[row]}`))].join(" ").toLowerCase());
+    [...columns.map((column) => text(column, row)), ...valuesOf(row).map(([name, value]) => `${name}=${value}`)].join(" ").toLowerCase());
   let sorted = { column: 0, up: true };
   let page = 0;
   const opened = new Set();
@@ -160,8 +161,8 @@ document.querySelectorAll("[data-trials]").forEach((box) => {
     const cell = line.appendChild(make("td"));
     cell.colSpan = columns.length;
     const list = cell.appendChild(make("ul", null, "values"));
-    for (const [name, values] of Object.entries(data.values)) {
-      if (values[row] !== null) list.appendChild(make("li", `${name} = ${values[row]}`));
+    for (const [name, value] of valuesOf(row)) {
+      list.appendChild(make("li", `${name} = ${value}`));
     }
     if (data.traceback[row] !== null) {
       const more = cell.appendChild(make("details"));

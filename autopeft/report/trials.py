@@ -24,7 +24,8 @@ def trials(context: Context) -> Section:
 def table(context: Context) -> dict[str, Any]:
     """Give the trials by columns: numbers to sort by, texts to show, and the candidates' values.
 
-    A column is {"title", "values", "texts" (absent: the values themselves), "align"}.
+    A column is {"title", "values", "texts" (absent: the values themselves), "align"}. Of all the names in a space a
+    candidate has few, so its values are by the index of the name: {"names": [...], "values": [{"3": 8}, ...]}.
     """
     records = context.records
     on = {record.number for record in context.front}
@@ -43,13 +44,14 @@ def table(context: Context) -> dict[str, Any]:
         _column("bits", [bits_of(r) for r in records], align="right"),
         _column("reason", [_short(r.reason, _REASON_LENGTH) for r in records]),
     ]
-    names = list(dict.fromkeys(name for r in records for name in r.candidate.values))
+    names = {name: i for i, name in enumerate(dict.fromkeys(name for r in records for name in r.candidate.values))}
     tracebacks, which = _tracebacks(records)
     return {
         "columns": columns,
         "front": [r.number in on for r in records],
         "methods": [method_of(r) for r in records],
-        "values": {name: [r.candidate.values.get(name) for r in records] for name in names},
+        "names": list(names),
+        "values": [{str(names[name]): value for name, value in r.candidate.values.items()} for r in records],
         "tracebacks": tracebacks,
         "traceback": which,
     }

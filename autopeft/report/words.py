@@ -71,6 +71,7 @@ MEMORY_KINDS = {
 
 STATES = {
     "complete": "trained and evaluated",
+    "paused": "stopped early, for others were better by then",
     "failed": "ended in an error",
     "infeasible": "did not fit the budget or the memory",
     "stopped": "stopped before the end",

@@ -65,10 +65,12 @@ class Results:
 class Scale:
     """The scale on which improvement of an objective is measured; smaller is better on it, too."""
 
-    def __init__(self, objective: Objective, losses: Array, front: NDArray[np.bool_], *, is_quality: bool) -> None:
+    def __init__(
+        self, objective: Objective, losses: Array, front: NDArray[np.bool_], *, is_quality: bool, by_ratio: bool
+    ) -> None:
         positive = objective.goal == "minimize" and bool((losses > 0).all())
         wide = positive and not is_quality and losses.max() > _WIDE * losses.min()
-        self._log = positive and (is_ratio_cost(objective) or wide)
+        self._log = by_ratio and positive and (is_ratio_cost(objective) or wide)
         plain = np.log(losses) if self._log else losses
         best = float(plain.min())
         self._worth = max(float(plain[front].max()), float(np.quantile(plain, 0.25))) - best
@@ -102,15 +104,15 @@ class Hyperparameters:
             losses = results.losses[:n]
             on = on_front(losses)
             rows = chosen_rows(on, FITTED)
-            scale = _scales(self._objectives, losses, on)[j]
+            scale = _scales(self._objectives, losses, on, by_ratio=True)[j]
             self._known = {k: v for k, v in self._known.items() if k[0] != j}
             self._known[key] = fit_hyperparameters(self._kernel, results.x[:n][rows], scale(losses[rows, j]))
         return self._known[key]
 
 
-def _scales(objectives: Sequence[Objective], losses: Array, on: NDArray[np.bool_]) -> list[Scale]:
+def _scales(objectives: Sequence[Objective], losses: Array, on: NDArray[np.bool_], *, by_ratio: bool) -> list[Scale]:
     quality = quality_objective(objectives)
-    return [Scale(o, losses[:, j], on, is_quality=o is quality) for j, o in enumerate(objectives)]
+    return [Scale(o, losses[:, j], on, is_quality=o is quality, by_ratio=by_ratio) for j, o in enumerate(objectives)]
 
 
 class Belief:
@@ -122,11 +124,17 @@ class Belief:
     """
 
     def __init__(
-        self, objectives: Sequence[Objective], kernel: Kernel, results: Results, hyperparameters: Hyperparameters
+        self,
+        objectives: Sequence[Objective],
+        kernel: Kernel,
+        results: Results,
+        hyperparameters: Hyperparameters,
+        *,
+        by_ratio: bool,
     ) -> None:
         quality = list(objectives).index(quality_objective(objectives))
         on = on_front(results.losses)
-        self._scales = _scales(objectives, results.losses, on)
+        self._scales = _scales(objectives, results.losses, on, by_ratio=by_ratio)
         scaled = np.stack([scale(column) for scale, column in zip(self._scales, results.losses.T, strict=True)], axis=1)
         rows = chosen_rows(on, CONDITIONED)
         self.models: list[GaussianProcess | None] = []
@@ -152,8 +160,11 @@ class Belief:
             np.concatenate([results.x, results.running]), np.concatenate([results.costs, results.running_costs])
         )
         self.front = means
-        # Even the worst of the front dominates something, or the ends of the front would be worth nothing.
-        worst = np.maximum(means[on_front(means)].max(axis=0), np.median(means, axis=0))
+        # Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever
+        # cost was met may be worth its quality: behind a front of one cheap point nothing else would be.
+        typical = means.max(axis=0)
+        typical[quality] = np.median(means[:, quality])
+        worst = np.maximum(means[on_front(means)].max(axis=0), typical)
         span = worst - means.min(axis=0)
         self._boxes = Boxes(means, worst + 0.1 * np.where(span > 0, span, 1.0))
 

@@ -68,7 +68,7 @@ class KnownCost:
         done, results = self._results(trials)
         if len(done) < STARTUP:
             return next((c for c in self._pool.fresh(32, random) if accepts(c)), None)
-        belief = self._believe(results)
+        belief = self._believe(results, by_ratio=number % 2 == 0)
         candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random)
         scores = self._score(belief, candidates)
         parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
@@ -81,10 +81,14 @@ class KnownCost:
     def values_of(self, trials: Sequence[Observed], candidates: Sequence[Candidate]) -> Array | None:
         """Give the logarithm of each candidate's expected hypervolume improvement; None while there is no model."""
         done, results = self._results(trials)
-        return self._score(self._believe(results), candidates) if len(done) >= STARTUP else None
+        if len(done) < STARTUP:
+            return None
+        return self._score(self._believe(results, by_ratio=True), candidates)
 
-    def _believe(self, results: Results) -> Belief:
-        return Belief(self._problem.objectives, self._features.kernel, results, self._hyperparameters)
+    def _believe(self, results: Results, *, by_ratio: bool) -> Belief:
+        """Give the belief; costs are compared by ratio and by difference in turn, as some look at them and others."""
+        kernel = self._features.kernel
+        return Belief(self._problem.objectives, kernel, results, self._hyperparameters, by_ratio=by_ratio)
 
     def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:
         return belief.score(self.rows(candidates), self.costs(candidates)) if candidates else np.zeros(0)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -28,9 +27,10 @@ from autopeft.margin import safety_margin
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord, canonical_json
 from autopeft.search.codec import decode, distributions, encode, suggest
+from autopeft.search.reconciliation import CANDIDATE, disagrees, reconcile, told
+from autopeft.search.rungs import Ladder, Scorer, Standing
 from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceExhausted
 
-CANDIDATE = "candidate"
 FIXED = "fixed"
 STUDY_NAME = "autopeft"
 
@@ -40,10 +40,17 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A trial to run: its number in the study, and what to try."""
+    """A trial to run, or to go on with: its number in the study, and what to try.
+
+    Attributes:
+        first: Optimiser steps that it has taken already.
+        steps: Those after which it pauses; None for the end of its training.
+    """
 
     number: int
     candidate: Candidate
+    first: int = 0
+    steps: int | None = None
 
 
 def sqlite_url(path: Path) -> str:
@@ -60,9 +67,14 @@ def is_storage_url(text: object) -> bool:
 
 
 class Study:
-    """An Optuna study over a Problem: ask, tell, resume.
+    """An Optuna study over a Problem: ask, promote, tell, resume.
 
-    A number is given once. A trial that was under way when its driver died is asked for again under its number.
+    A number is given once. A trial that was under way when its driver died is asked for again under its number. One
+    that pauses at a rung stays running to Optuna, with its held-out losses as intermediate values.
+
+    Args:
+        rungs: Steps at which trials pause; see `Ladder`.
+        scorer: What going on with paused trials is worth; by default the ladder's own ranking.
     """
 
     def __init__(
@@ -74,6 +86,8 @@ class Study:
         seed: int,
         records: Sequence[TrialRecord] = (),
         name: str = STUDY_NAME,
+        rungs: Sequence[int] = (),
+        scorer: Scorer | None = None,
     ) -> None:
         self._problem = problem
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
@@ -82,12 +96,12 @@ class Study:
         with _told_of(url):
             self._storage = _connect(url)
             stored = _open(self._storage, name, problem)
-            if self._disagrees(stored, records):
+            if disagrees(stored, records):
                 optuna.delete_study(study_name=name, storage=self._storage)
                 stored = _open(self._storage, name, problem)
         self._study_id = stored._study_id
         self._distributions = distributions(problem.space)
-        self._reconcile(stored, records)
+        reconcile(self._storage, stored, records, problem=problem, known=self._distributions)
         self._memory = InMemoryStorage()
         self._study = optuna.create_study(
             storage=self._memory,
@@ -97,18 +111,24 @@ class Study:
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._study.add_trials(trials)
         self._stored_ids = [trial._trial_id for trial in trials]
-        self._again = [_orphan(trial) for trial in trials if trial.state is TrialState.RUNNING]
+        paused = {record.number for record in records if record.state == "paused"}
+        unfinished = (t for t in trials if t.state is TrialState.RUNNING and t.number not in paused)
+        self._again = [(t.number, Candidate(json.loads(t.user_attrs[CANDIDATE]))) for t in unfinished]
         self._enqueue_start()
         self._enqueue_stopped(records)
+        self._ladder = Ladder(rungs, scorer=scorer)
+        self._starts = {problem.identity(candidate) for candidate in problem.starts()} if rungs else set()
+        for record in records:
+            self._place(record)
 
     def ask(self) -> Proposal | None:
-        """Propose what to try next: cut-off trials first, then the space's start, then the engine's choice.
+        """Propose what to begin next: cut-off trials first, then the space's start, then the engine's choice.
 
         Returns:
             None if nothing new is feasible any more.
         """
         if self._again:
-            return self._again.pop(0)
+            return Proposal(*self._again.pop(0), steps=self.first_rung)
         trial = self._study.ask()
         try:
             names = trial.user_attrs.get(FIXED) or trial.relative_params
@@ -121,7 +141,39 @@ class Study:
         trial.set_user_attr(IDENTITY, self._problem.identity(candidate))
         trial.set_user_attr(CANDIDATE, canonical_json(candidate.values))
         self._store(trial.number)
-        return Proposal(trial.number, candidate)
+        return Proposal(trial.number, candidate, steps=self.first_rung)
+
+    @property
+    def first_rung(self) -> int | None:
+        """Steps after which a new trial pauses; None if it does not."""
+        return self._ladder.after(0)
+
+    def promote(self, *, may: Callable[[Proposal], bool] = lambda _: True, closing: bool = False) -> Proposal | None:
+        """Propose which paused trial to go on with, to its next rung.
+
+        Args:
+            may: Whether there is time and room to go on with one.
+            closing: Whether no trial will be begun any more.
+
+        Returns:
+            None if none is worth it yet.
+        """
+
+        def onward(standing: Standing) -> Proposal:
+            step = standing.result.step
+            return Proposal(standing.number, standing.candidate, step, self._ladder.after(step))
+
+        chosen = self._ladder.promote(may=lambda standing: may(onward(standing)), closing=closing)
+        return None if chosen is None else onward(chosen)
+
+    def _place(self, record: TrialRecord) -> None:
+        """Note on the ladder where a trial has been, and whether it waits there."""
+        if not record.rungs:
+            return
+        start = bool(self._starts) and self._problem.identity(record.candidate) in self._starts
+        for result in record.rungs:
+            waits = record.state == "paused" and result is record.rungs[-1]
+            self._ladder.reach(Standing(record.number, record.candidate, result, start), pauses=waits)
 
     def _store(self, number: int) -> None:
         """Write a new trial down, whole or not at all: a driver that dies before it proposes the same again."""
@@ -134,9 +186,15 @@ class Study:
         """Tell the result of a trial; telling it twice changes nothing."""
         if self._memory.get_trial(record.number).state.is_finished():
             return
-        state, values = _told(record, self._problem)
-        self._storage.set_trial_state_values(self._stored_ids[record.number], state, values)
-        self._study.tell(record.number, values, state=state)
+        if record.state == "paused":
+            last = record.rungs[-1]
+            self._storage.set_trial_intermediate_value(self._stored_ids[record.number], last.step, last.loss)
+            self._memory.set_trial_intermediate_value(record.number, last.step, last.loss)
+        else:
+            state, values = told(record, self._problem)
+            self._storage.set_trial_state_values(self._stored_ids[record.number], state, values)
+            self._study.tell(record.number, values, state=state)
+        self._place(record)
         self._learn([record])
 
     def _learn(self, records: Iterable[TrialRecord]) -> None:
@@ -148,26 +206,6 @@ class Study:
         """Let go of the storage; of SQLite, one file is left that can be copied."""
         self._storage.remove_session()
         self._storage.engine.dispose()
-
-    def _disagrees(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> bool:
-        """Tell whether storage and records disagree: one is an old copy, or somebody took a record out."""
-        trials = stored.get_trials(deepcopy=False)
-        recorded = {r.number: canonical_json(r.candidate.values) for r in records}
-        other = any(trials[n].user_attrs.get(CANDIDATE) != of for n, of in recorded.items() if n < len(trials))
-        complete = {t.number for t in trials if t.state is TrialState.COMPLETE}
-        unknown = any(CANDIDATE not in t.user_attrs for t in trials if not t.state.is_finished())
-        return other or unknown or bool(recorded and complete - recorded.keys())
-
-    def _reconcile(self, stored: optuna.Study, records: Sequence[TrialRecord]) -> None:
-        """Bring the storage to what the records say; they are written first, so they never know less."""
-        trials = stored.get_trials(deepcopy=False)
-        by_number = {record.number: record for record in records}
-        for trial in trials:
-            if trial.number in by_number and not trial.state.is_finished():
-                self._storage.set_trial_state_values(trial._trial_id, *_told(by_number[trial.number], self._problem))
-        # A study that was lost, wholly or its last commits, is rebuilt; numbers stay what they were.
-        for number in range(len(trials), max(by_number, default=-1) + 1):
-            stored.add_trial(_rebuilt(by_number.get(number), self._problem, self._distributions))
 
     def _enqueue_start(self) -> None:
         """Queue the space's own configurations, lowered into the budget, each once, whenever the last driver died."""
@@ -208,11 +246,6 @@ def _told_of(url: str) -> Iterator[None]:
         ) from error
 
 
-def _orphan(trial: FrozenTrial) -> Proposal:
-    """Give what a dead driver left running, to be asked for again."""
-    return Proposal(trial.number, Candidate(json.loads(trial.user_attrs[CANDIDATE])))
-
-
 class _Connection(sqlite3.Connection):
     """Waits for the disk only now and then: what a loss of power takes from the study, the records give back."""
 
@@ -246,27 +279,3 @@ def _make_durable(path: Path) -> None:
         raise DamagedRunError(
             f"study: {path.name} is damaged ({error}). Delete it: resume rebuilds it from records.jsonl."
         ) from error
-
-
-def _told(record: TrialRecord, problem: Problem) -> tuple[TrialState, list[float] | None]:
-    if record.state == "complete":
-        return TrialState.COMPLETE, [record.values[o.name] for o in problem.objectives]
-    # A failure teaches the engine nothing; an infeasible or stopped one did run.
-    return (TrialState.FAIL if record.state == "failed" else TrialState.PRUNED), None
-
-
-def _rebuilt(record: TrialRecord | None, problem: Problem, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    if record is None:
-        return create_trial(state=TrialState.FAIL)
-    state, values = _told(record, problem)
-    params: dict[str, Any] = encode(problem.space, record.candidate)
-    return create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: known[name] for name in params},
-        user_attrs={
-            CANDIDATE: canonical_json(record.candidate.values),
-            IDENTITY: problem.identity(record.candidate),
-        },
-    )

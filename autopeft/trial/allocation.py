@@ -6,10 +6,11 @@ the steps are left (Zhang et al., arXiv:2303.10512, have similar shares for GLUE
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from peft.tuners.adalora import AdaLoraModel
+from torch import Tensor
 
 WARM, LAST = 0.1, 0.3
 ALLOCATIONS = 100
@@ -37,6 +38,32 @@ def allocation(adapted: Any, *, steps: int) -> Callable[[int], None]:
     config.deltaT = max(1, steps // ALLOCATIONS)
     # PEFT counts the steps from 1: with no step left after the last, it is in that one that the rank is settled.
     return lambda step: model.update_and_allocate(step + 1)
+
+
+_KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What PEFT's allocator remembers of each parameter: how much it mattered, on average, and how sure that is."""
+
+
+def allocated(adapted: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give what the allocation has come to: the allocator's tensors, and the ranks that are kept."""
+    model = getattr(adapted, "base_model", None)
+    if not isinstance(model, AdaLoraModel):
+        return {}, {}
+    allocator, config = model.rankallocator, model.peft_config[model.trainable_adapter_name]
+    tensors = {f"{kind}/{name}": tensor for kind in _KEPT for name, tensor in getattr(allocator, kind).items()}
+    return tensors, dict(config.rank_pattern or {})
+
+
+def set_allocated(adapted: Any, tensors: Mapping[str, Tensor], pattern: Mapping[str, Any]) -> None:
+    """Go on with an allocation."""
+    model = getattr(adapted, "base_model", None)
+    if not isinstance(model, AdaLoraModel):
+        return
+    parameters = dict(model.model.named_parameters())
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        getattr(model.rankallocator, kind)[name] = tensor.to(parameters[name].device, copy=True)
+    model.peft_config[model.trainable_adapter_name].rank_pattern = dict(pattern)
 
 
 def prune(adapted: Any) -> None:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from autopeft.errors import TrialError
 from autopeft.recipe import OPTIMIZERS, rate_at
 from autopeft.records import Recipe
 from autopeft.trial.allocation import allocation, prune
+from autopeft.trial.checkpoint import Checkpoint, capture, restore
+from autopeft.trial.generators import random_state, set_random_state
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import tensors_of
 from autopeft.trial.prepared import IGNORED
@@ -32,13 +34,27 @@ warnings.filterwarnings("ignore", message="Paged optimizers are not supported on
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training gave: memory, time, and the loss of each step."""
+    """What a training gave, from its first step on: memory, time, and the loss of each step.
+
+    Attributes:
+        checkpoint: What it can be gone on from, but for what was measured; None if it is over.
+    """
 
     peak_bytes: int
     reserved_bytes: int
     memory_kind: str
     seconds: float
     losses: tuple[float, ...]
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def state(self) -> Checkpoint | None:
+        """What it can be gone on from; None if it is over."""
+        if self.checkpoint is None:
+            return None
+        return replace(
+            self.checkpoint, peak_bytes=self.peak_bytes, reserved_bytes=self.reserved_bytes, seconds=self.seconds
+        )
 
 
 def make_optimizer(recipe: Recipe, trained: Sequence[torch.nn.Parameter]) -> Any:
@@ -61,6 +77,11 @@ def shares_of(parts: Sequence[Batch]) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
+def trained_of(adapted: Any) -> dict[str, torch.nn.Parameter]:
+    """Give what is trained of a model, by its name."""
+    return {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+
+
 class Learner:
     """One candidate while it is trained: what is trained of it, its optimiser and schedule, and its losses.
 
@@ -69,12 +90,16 @@ class Learner:
         steps: All of its training.
 
     Attributes:
+        named, trained: What is trained, by its name in the model when the adapter is on it, and in the same order.
+        losses: Of each step so far.
+        scaler: Keeps small gradients of fp16 above zero.
         half: The type of 16 bits that the base computes in; None in fp32.
     """
 
     def __init__(self, adapted: Any, *, steps: int, recipe: Recipe, device: str) -> None:
         self.adapted, self._steps, self._recipe, self._device = adapted, steps, recipe, device
-        self.trained = [p for p in adapted.parameters() if p.requires_grad]
+        self.named = trained_of(adapted)
+        self.trained = list(self.named.values())
         self._kept_types = [p.dtype for p in self.trained]
         # Half-precision parameters (norms, heads) are trained in fp32, as the adapters are; the base computes as it is.
         self.half = next((p.dtype for p in adapted.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
@@ -82,7 +107,7 @@ class Learner:
             parameter.data = parameter.data.float()
         self.optimizer = make_optimizer(recipe, self.trained)
         # fp16 has no room for small gradients (arXiv:1710.03740); with any other type the scaler does nothing.
-        self._scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.half is torch.float16)
+        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.half is torch.float16)
         self._allocate = allocation(adapted, steps=steps)
         self.losses: list[float] = []
 
@@ -104,7 +129,7 @@ class Learner:
 
     def scaled(self, loss: torch.Tensor, share: float) -> torch.Tensor:
         """Give what gradients are taken of, for a part of a batch."""
-        return self._scaler.scale(loss if share == 1.0 else loss * share)
+        return self.scaler.scale(loss if share == 1.0 else loss * share)
 
     def step(self, parts: Sequence[Batch]) -> None:
         """Take the next step.
@@ -136,10 +161,10 @@ class Learner:
         step, rate = len(self.losses), self._recipe.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * rate_at(step, self._steps, self._recipe)
-        self._scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._allocate(step)
         self.optimizer.zero_grad(set_to_none=not keep_gradients)
         self.losses.append(loss)
@@ -175,6 +200,9 @@ def train(
     device: str,
     measured_step: int | None,
     measuring: AbstractContextManager[None] | None = None,
+    horizon: int = 0,
+    begun: Checkpoint | None = None,
+    beside_bytes: int = 0,
 ) -> Training:
     """Train what requires gradients, in place.
 
@@ -182,33 +210,50 @@ def train(
         adapted: A PEFT model whose trained parameters require gradients.
         parts_at: Step -> the parts of its batch, on the device; their gradients add up to that of the whole.
         recipe: Rate, schedule and optimiser; its rows and lengths are `parts_at`'s affair.
-        steps: May be 0: nothing is trained, and the memory is what the model holds.
+        steps: Steps taken at the end. May be 0: nothing is trained, and the memory is what the model holds.
         measured_step: On CPU, the step whose tensors are counted; the one with the largest batch has the peak.
+            Where an earlier unit took it, what was counted then is the peak.
         measuring: Entered around that step, on any device.
+        horizon: Steps of the whole training; 0 for `steps`.
+        begun: The state to go on from, one that fits.
+        beside_bytes: Of what CUDA has allocated, what is not this training's.
 
     Raises:
         TrialError: If the loss is not a number.
+        CheckpointError: If the state is that of another adapter.
     """
-    learner = Learner(adapted, steps=steps, recipe=recipe, device=device)
+    learner = Learner(adapted, steps=horizon or steps, recipe=recipe, device=device)
     torch.manual_seed(seed)
+    if begun is not None:
+        restore(learner, begun)
+        set_random_state(begun.random, device)
     adapted.train()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     start = time.monotonic()
     peak = 0 if steps or cuda else learner.tracker().peak_bytes
-    for step in range(steps):
+    for step in range(len(learner.losses), steps):
         if step != measured_step:
             learner.step(parts_at(step))
             continue
         with measuring or nullcontext(), nullcontext() if cuda else learner.tracker() as tracker:
             learner.step(parts_at(step))
         peak = tracker.peak_bytes if tracker else 0
+    checkpoint = capture(learner, random_state(device)) if steps < horizon else None
     learner.finish()
+    seconds, reserved = time.monotonic() - start, 0
+    if cuda:
+        peak = torch.cuda.max_memory_allocated(device) - beside_bytes
+        reserved = max(0, torch.cuda.max_memory_reserved(device) - beside_bytes)
+    if begun is not None:
+        peak = max(peak, begun.peak_bytes) if cuda else peak or begun.peak_bytes
+        reserved, seconds = max(reserved, begun.reserved_bytes), seconds + begun.seconds
     return Training(
-        peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else peak,
-        reserved_bytes=torch.cuda.max_memory_reserved(device) if cuda else 0,
+        peak_bytes=peak,
+        reserved_bytes=reserved,
         memory_kind="cuda_allocated" if cuda else "tensor_storage",
-        seconds=time.monotonic() - start,
+        seconds=seconds,
         losses=tuple(learner.losses),
+        checkpoint=checkpoint,
     )

@@ -18,6 +18,7 @@ import torch
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
+from autopeft.trial import checkpoint
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
 from autopeft.trial.batches import Batch, Steps, TrainBatches, largest
@@ -28,10 +29,9 @@ from autopeft.trial.prepared import read_prepared
 from autopeft.trial.reading import checkpoint_bits
 from autopeft.trial.states import ROOM_FOR_STATES, States
 from autopeft.trial.together import Groups
-from autopeft.trial.train import Training, train
+from autopeft.trial.train import Training, train, trained_of
 
-SAMPLE = 8
-"""Batches that an adapter may look at before it is trained."""
+SAMPLE = 8  # batches that an adapter may look at before it is trained
 T = TypeVar("T")
 
 
@@ -134,18 +134,24 @@ class TrialWorker:
         return {}
 
     def _train_group(self, units: Mapping[int, WorkUnit], base: Base) -> dict[int, Measurement | Exception]:
-        longest = max(units.values(), key=lambda unit: unit.steps)
+        begun = {i: state for i, unit in units.items() if (state := checkpoint.find(unit, run_dir=self._run_dir))}
+        # One whose state is lost begins anew, and is not where the others are.
+        units = {i: unit for i, unit in units.items() if not unit.first or i in begun}
+        if len(units) < 2:
+            return {}
+        longest = max(units.values(), key=lambda unit: unit.whole)
         assert longest.plan is not None
         if longest.plan.recipe.packing and not base.keeps_texts_apart:
             return {}
-        batches = self._batches.first(longest.steps, longest.plan.recipe, seed=longest.data_seed)
+        batches = self._batches.first(longest.whole, longest.plan.recipe, seed=longest.data_seed)
         results: dict[int, Measurement | Exception] = {}
         for i, adapted, training in self._groups.train(
             units,
             base.resident,
             Steps(lambda step: self._on_device(batches[step]), range(len(batches))),
-            attach=lambda unit: self._attach(unit, base, batches[: unit.steps]),
+            attach=lambda unit: self._attach(unit, base, batches[: unit.whole]),
             reusing=lambda adapted: self._reusing(adapted, base, longest),
+            begun=begun,
         ):
             if isinstance(training, TrialError):
                 results[i] = training
@@ -205,8 +211,9 @@ class TrialWorker:
         recipe = unit.plan.recipe
         if recipe.packing and not base.keeps_texts_apart:
             raise TrialError("packing: this model lets the texts of a row see each other; search without it")
-        batches = self._batches.first(unit.steps, recipe, seed=unit.data_seed)
+        batches = self._batches.first(unit.whole, recipe, seed=unit.data_seed)
         adapted = self._attach(unit, base, batches)
+        begun = checkpoint.find(unit, run_dir=self._run_dir, trained=trained_of(adapted))
         with self._reusing(adapted, base, unit):
             training = train(
                 adapted,
@@ -215,18 +222,15 @@ class TrialWorker:
                 recipe=recipe,
                 seed=unit.seed,
                 device=self._device,
-                measured_step=largest(batches) if batches else None,
+                measured_step=largest(batches[: unit.steps]) if unit.steps else None,
                 measuring=base.frozen.computed(),  # as the user's own training will be
+                horizon=unit.whole,
+                begun=begun,
+                # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
+                beside_bytes=self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0,
             )
             base.resident.settle(adapted)
-            # CUDA counts all that lies on the device; the other resident bases are not this candidate's.
-            others = self._bases.held_bytes - base.held_bytes if self._device.startswith("cuda") else 0
-            training = replace(
-                training,
-                peak_bytes=training.peak_bytes - others,
-                reserved_bytes=max(0, training.reserved_bytes - others),
-            )
-            return self._judge(unit, base, adapted, training)
+            return replace(self._judge(unit, base, adapted, training), restarted=bool(unit.first) and begun is None)
 
     def _attach(self, unit: WorkUnit, base: Base, batches: Sequence[Sequence[Batch]]) -> Any:
         assert unit.plan is not None
@@ -257,6 +261,8 @@ class TrialWorker:
             metrics |= {f"{split}_{name}": value for name, value in found.items()} if metrics else found
         evaluated = time.monotonic() - start
         adapter_bytes = self._save(adapted, unit.plan, unit.adapter_dir) if unit.adapter_dir else 0
+        if (state := training.state) is not None and unit.state_dir:
+            checkpoint.leave(state, unit, run_dir=self._run_dir)
         head_params = sum(self._head.values())
         every = max(1, unit.steps // 50)
         return Measurement(

@@ -33,6 +33,20 @@ def test_units_are_handed_out_in_order_and_up_to_capacity() -> None:
     assert [WorkUnit.from_dict(fields) for fields in json.loads(text)] == [unit(2)]
 
 
+def test_a_trial_comes_again_after_its_outcome() -> None:
+    """With rungs a trial is several units, one after the other; a death counts for the unit that it befell."""
+    board = Board(max_restarts=1)
+    for key in "ab":
+        board.submit(unit(0))
+        assert trials(board.take(key)) == [0]
+        board.lose(key, "killed")
+        assert trials(board.take(f"{key}2")) == [0]
+        board.finish(f"{key}2", [done(0)])
+        assert board.collect(1) == [done(0)]
+    board.finish("a2", [done(0)])  # late news of the first unit
+    assert board.collect(0) == []
+
+
 def test_units_that_go_together_are_handed_out_at_once() -> None:
     board = Board(capacity=2, together=3)
     for trial in range(2):

@@ -18,9 +18,9 @@ from survival import Driver, check, descendants, go_on, record_lines, repeated, 
 TRIALS = 6
 
 
-def begin(small: dict[str, Any], run: Path) -> Driver:
+def begin(small: dict[str, Any], run: Path, **changes: Any) -> Driver:
     """Start a search on two Ray workers, and wait for its first record."""
-    fields = {**small, "executor": "ray", "workers": 2, "trials": TRIALS, "steps": 40}
+    fields = {**small, "executor": "ray", "workers": 2, "trials": TRIALS, "steps": 40, **changes}
     driver = start(run, *options(fields))
     assert driver.wait_until(lambda: bool(record_lines(run))), driver.said()
     return driver
@@ -40,6 +40,23 @@ def test_killed_driver_loses_no_trial_and_counts_none_twice(small: dict[str, Any
     cut_off = set(driver.started()) - {json.loads(line)["number"] for line in before}
     assert cut_off
     assert set(repeated([*driver.started(), *resumed.started()])) <= cut_off
+    for process in orphans:
+        process.kill()
+
+
+def test_killed_driver_loses_no_rung_and_no_state(small: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    driver = begin(small, run, rungs="4,12")
+    assert driver.wait_until(lambda: any("goes on" in line for line in driver.said().splitlines())), driver.said()
+    orphans = descendants(driver.process.pid)
+    driver.process.kill()
+    driver.end()
+    before = record_lines(run)
+    resumed = go_on(run)
+    assert resumed.end() == 0, resumed.said()
+    assert check(run, before, trials=TRIALS).faults == ()
+    begun = {json.loads(line)["number"] for line in before}
+    assert begun.isdisjoint(resumed.started())  # what had paused goes on, and is not begun again
     for process in orphans:
         process.kill()
 

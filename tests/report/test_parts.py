@@ -8,8 +8,10 @@ import random
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
+from sklearn.ensemble import RandomForestRegressor
 
 from autopeft.finals import baseline
 from autopeft.pareto import front, picks
@@ -18,7 +20,7 @@ from autopeft.report import COLUMNS, Context, front_svg, table, verdict, write_c
 from autopeft.report.finalists import finalists
 from autopeft.report.front import log_ticks
 from autopeft.report.history import volume_course
-from autopeft.report.importance import LEAST_TRIALS, importances
+from autopeft.report.importance import LEAST_TRIALS, importances, shuffled_loss
 from autopeft.report.usage import peft_code
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -72,6 +74,26 @@ def test_importances_find_the_parameter_that_decides():
     assert found.rows[0][1] > 0.8
     assert found.explained > 0.8
     assert "always" not in dict(found.rows)
+
+
+def test_loss_by_shuffling_is_that_of_the_whole_forest():
+    draw = np.random.default_rng(0)
+    table = draw.normal(size=(80, 7))
+    table[draw.random(table.shape) < 0.2] = np.nan  # parameters that are not active
+    quality = np.nan_to_num(table[:, 2]) + np.nan_to_num(table[:, 5]) ** 2
+    forest = RandomForestRegressor(n_estimators=9, min_samples_leaf=2, max_depth=3, random_state=0).fit(table, quality)
+    orders = np.array([draw.permutation(80) for _ in range(4)])
+    whole = forest.score(table, quality)
+    expected = []
+    for column in range(7):
+        scores = []
+        for order in orders:
+            other = table.copy()
+            other[:, column] = table[order, column]
+            scores.append(forest.score(other, quality))
+        expected.append(whole - np.mean(scores))
+    assert shuffled_loss(forest, table, quality, orders) == pytest.approx(expected, abs=1e-9)
+    assert max(expected) > 0.1
 
 
 def test_importances_say_nothing_where_nothing_is_known():

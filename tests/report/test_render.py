@@ -215,7 +215,7 @@ def test_table_holds_every_trial_with_numbers_to_sort_by():
     assert columns["learning rate"]["values"] == [r.plan.learning_rate for r in records]
     assert columns["time"]["values"] == [r.seconds for r in records]
     for row, record in enumerate(records):
-        found = {name: values[row] for name, values in table["values"].items() if values[row] is not None}
+        found = {table["names"][int(index)]: value for index, value in table["values"][row].items()}
         assert found == record.candidate.values
         index = table["traceback"][row]
         assert (table["tracebacks"][index] if index is not None else "") == record.traceback

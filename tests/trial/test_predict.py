@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 
 import bitsandbytes as bnb
@@ -120,6 +121,16 @@ def test_cuda_rounds_every_storage_to_512_bytes() -> None:
     trace = trace_peak(config_of("llama"), adapter_of("ia3", "llama", "causal-lm"), TrainingSetup(2, 8))
     assert trace.adapter_bytes == 6 * 512
     assert trace.base_bytes % 512 == trace.peak_bytes % 512 == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_trace_leaves_what_a_worker_froze_and_freezes_nothing(frozen: bool) -> None:
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    trace_peak(config_of("llama"), adapter_of("ia3", "llama", "causal-lm"), TrainingSetup(2, 8))
+    assert bool(gc.get_freeze_count()) == frozen
+    gc.unfreeze()
 
 
 def test_peak_is_linear_in_the_rank() -> None:

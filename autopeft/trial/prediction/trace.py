@@ -147,12 +147,16 @@ def trace_peak(
 @contextmanager
 def _without_garbage() -> Iterator[None]:
     """Collect the garbage of what is done meanwhile; to look at all that was there before would take far longer."""
+    # A worker in this process has frozen its base, and what it collects after each trial must stay little.
+    if frozen := gc.get_freeze_count():
+        gc.collect()
     gc.freeze()
     try:
         yield
         gc.collect()
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
 
 
 def _build_base(model_config: Any, setup: TrainingSetup, task: Task) -> Any:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from autopeft.anatomy import Task
 from autopeft.errors import TrialError
+from autopeft.trial.generators import random_state, same_state
 from autopeft.trial.modules import Parts
 from autopeft.trial.prepared import IGNORED
 from autopeft.trial.together.lifted import Bare, Lifted
 from autopeft.trial.together.sites import Own, Products, Site, StandIn, is_plain_product, with_parts
-from autopeft.trial.together.streams import DrawApart, Stream, random_state, same_state
+from autopeft.trial.together.streams import DrawApart, Stream
 
 Batch = Mapping[str, Tensor]
 

@@ -14,6 +14,7 @@ from autopeft.recipe import CUSTOMARY
 from autopeft.records import BaseFormat, Recipe, WorkUnit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import Batch, largest
+from autopeft.trial.checkpoint import Checkpoint, restore
 from autopeft.trial.together.check import is_as_alone
 from autopeft.trial.together.choice import choose_size
 from autopeft.trial.together.group import computes_loss
@@ -41,13 +42,13 @@ class Groups:
         self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
-        """Give the first unit and those that can be trained with it, no more than pay: they read the same batches."""
+        """Give the first unit and those that can be trained with it, no more than pay: equally far, and on
+        the same batches."""
         first = next(iter(units))
         if (kind := self._kind(units[first])) is None:
             return {first: units[first]}
-        alike = [
-            i for i, unit in units.items() if self._kind(unit) == kind and unit.data_seed == units[first].data_seed
-        ]
+        where = units[first].first, units[first].data_seed
+        alike = [i for i, unit in units.items() if self._kind(unit) == kind and (unit.first, unit.data_seed) == where]
         return {i: units[i] for i in alike[: self._sizes[kind] if kind in self._final else self._most.get(kind, MOST)]}
 
     def limit(self, units: Mapping[int, WorkUnit], size: int) -> None:
@@ -72,20 +73,23 @@ class Groups:
         *,
         attach: Callable[[WorkUnit], Any],
         reusing: Callable[[Any], AbstractContextManager[None]],
+        begun: Mapping[int, Checkpoint],
     ) -> Iterator[tuple[int, Any, Training | TrialError]]:
         """Train units together, or as many of the first as pay; gives nothing if none do.
 
         Args:
-            units: Of one kind, by number.
+            units: Of one kind, by number; all after the same number of steps.
             batches: Those of the longest training, on the device.
             attach: Puts a unit's adapter on the resident base, and gives the model to call.
             reusing: What a candidate that is trained alone is given: the context in which frozen layers are reused.
+            begun: The states to go on from, of units that do.
 
         Yields:
             For each unit that was trained its number, the model to call with its adapter on, and what came of it.
 
         Raises:
             TrialError: If they cannot be trained together after all.
+            CheckpointError: If a state is that of another adapter.
         """
         kind = self._kind(next(iter(units.values())))
         assert kind is not None
@@ -93,7 +97,7 @@ class Groups:
         if kind not in self._sizes and not computes_loss(bare.model, batches[0][0], self._task):
             self.limit(units, 1)
             return
-        trainees = [self._lifted(unit, resident, bare, batches, attach) for unit in units.values()]
+        trainees = [self._lifted(unit, resident, bare, batches, attach, begun.get(i)) for i, unit in units.items()]
         if kind not in self._final and len(units) >= 2 * self._sizes.get(kind, 1):
             size, gains = choose_size(bare, trainees, batches[0], task=self._task, device=self._device, reusing=reusing)
             self._sizes[kind] = size
@@ -122,16 +126,22 @@ class Groups:
         bare: Bare,
         batches: Sequence[Sequence[Batch]],
         attach: Callable[[WorkUnit], Any],
+        begun: Checkpoint | None = None,
     ) -> Trainee:
         """Attach an adapter, and lift it off the base again."""
         assert unit.plan is not None
         adapted = attach(unit)
         adapted.train()
-        learner = Learner(adapted, steps=unit.steps, recipe=unit.plan.recipe, device=self._device)
-        lifted = bare.lift(adapted)
-        resident.detach()
+        learner = Learner(adapted, steps=unit.whole, recipe=unit.plan.recipe, device=self._device)
         stream, measured = Stream(unit.seed, self._device), largest(batches[: unit.steps])
-        return Trainee(unit.plan, lifted, learner, stream, unit.steps, measured_step=measured)
+        trainee = Trainee(
+            unit.plan, bare.lift(adapted), learner, stream, unit.steps, measured, pauses=unit.steps < unit.whole
+        )
+        if begun is not None:
+            restore(learner, begun)
+            stream.state, trainee.peak_bytes, trainee.seconds = begun.random, begun.peak_bytes, begun.seconds
+        resident.detach()
+        return trainee
 
     def _kind(self, unit: WorkUnit) -> Kind | None:
         """Give what must be equal for candidates to be trained together; None for one that cannot be."""

@@ -14,9 +14,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from autopeft.errors import TrialError
+from autopeft.trial.generators import same_state
 from autopeft.trial.modules import Parts
 from autopeft.trial.reading import linear_shape
-from autopeft.trial.together.streams import Stream, same_state
+from autopeft.trial.together.streams import Stream
 
 _ADAPTER = "default"  # PEFT's name for an adapter that is given none
 

@@ -11,6 +11,7 @@ import torch
 from autopeft.anatomy import Task
 from autopeft.errors import TrialError
 from autopeft.records import AdapterPlan
+from autopeft.trial.checkpoint import capture
 from autopeft.trial.initial import rewrites_base
 from autopeft.trial.memory import held_by
 from autopeft.trial.model import tensors_of
@@ -32,8 +33,10 @@ class Trainee:
     """A candidate that is to be trained with others.
 
     Attributes:
-        steps: All of its training.
+        steps: Steps taken at the end.
         measured_step: The step that it takes alone, so that its memory can be counted.
+        pauses: Whether its training is to be gone on with later.
+        peak_bytes, seconds: Measured so far, by earlier units too.
     """
 
     plan: AdapterPlan
@@ -42,6 +45,7 @@ class Trainee:
     stream: Stream
     steps: int
     measured_step: int
+    pauses: bool = False
     peak_bytes: int = 0
     seconds: float = 0.0
 
@@ -94,6 +98,7 @@ def train_together(
     memory is counted each takes alone: memory of several at once is nobody's.
 
     Args:
+        trainees: All after the same number of steps.
         parts_at: Step -> the parts of its batch, on the device.
 
     Returns:
@@ -103,7 +108,7 @@ def train_together(
         TrialError: If they cannot be trained together after all; none of them is of use then.
     """
     ended: dict[int, TrialError] = {}
-    step = 0
+    step = len(trainees[0].learner.losses)
     while left := [i for i, t in enumerate(trainees) if i not in ended and t.steps > step]:
         if any(trainees[i].measured_step == step for i in left):
             for i in left:
@@ -214,6 +219,7 @@ def _held_bytes(learner: Learner) -> int:
 
 
 def _end(trainee: Trainee, error: TrialError | None, *, device: str) -> Training | TrialError:
+    checkpoint = capture(trainee.learner, trainee.stream.state) if trainee.pauses and error is None else None
     if error is None:
         try:
             trainee.learner.finish()
@@ -227,4 +233,5 @@ def _end(trainee: Trainee, error: TrialError | None, *, device: str) -> Training
         memory_kind="cuda_allocated" if device.startswith("cuda") else "tensor_storage",
         seconds=trainee.seconds,
         losses=tuple(trainee.learner.losses),
+        checkpoint=checkpoint,
     )
