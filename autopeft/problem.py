@@ -95,17 +95,17 @@ class Problem:
         return Cost(plan.adapter_params, self.anatomy.head_params, predicted)
 
     @property
-    def params_of(self) -> Callable[[Candidate], int] | None:
-        """What counts the parameters that a candidate trains, head included; None where a custom runner does not say.
+    def is_counted(self) -> bool:
+        """Whether it is known how many parameters a candidate trains; with a custom runner it need not be."""
+        return self.own_cost is not None or self.anatomy is not None
 
-        Unlike `cost` it predicts no memory, which may take far longer than to count.
-        """
-        head = self.anatomy.head_params if self.anatomy else 0
-        if self.own_cost is None and self.anatomy is None:
-            return None
-        return lambda candidate: self._adapter_params(candidate) + head
+    @property
+    def head_params(self) -> int:
+        """What every candidate trains beside its adapter."""
+        return self.anatomy.head_params if self.anatomy else 0
 
-    def _adapter_params(self, candidate: Candidate) -> int:
+    def adapter_params(self, candidate: Candidate) -> int:
+        """Count the parameters of a candidate's adapter, and predict no memory; 1 where nobody can tell."""
         if self.own_cost is not None:
             return int(self.own_cost(candidate))
         return 1 if self.anatomy is None else self._plan(candidate, self.anatomy).adapter_params
@@ -117,9 +117,13 @@ class Problem:
             return 2**62
         return self.parameter_limit - (self.anatomy.head_params if self.anatomy else 0)
 
-    def fit(self, candidate: Candidate) -> Candidate | None:
-        """Give the candidate, lowered into the budget if need be; None if that is not possible."""
-        return project(self.space, candidate, count=self._adapter_params, limit=self._adapter_limit)
+    def fit(self, candidate: Candidate, *, count: Callable[[Candidate], int] | None = None) -> Candidate | None:
+        """Give the candidate, lowered into the budget if need be; None if that is not possible.
+
+        Args:
+            count: `adapter_params`, of a caller that remembers what it gave.
+        """
+        return project(self.space, candidate, count=count or self.adapter_params, limit=self._adapter_limit)
 
     def _unfit(self, candidate: Candidate) -> str:
         """Say why a candidate cannot be trained whatever its size."""
@@ -138,7 +142,7 @@ class Problem:
 
     def smallest(self) -> tuple[Candidate, int] | None:
         """Find the smallest configuration that can be trained, and the parameters of its adapter."""
-        return smallest(self.space, count=lambda c: 0 if self._unfit(c) else self._adapter_params(c))
+        return smallest(self.space, count=lambda c: 0 if self._unfit(c) else self.adapter_params(c))
 
     def refusal(self, candidate: Candidate, *, margin: float = 1.0) -> str:
         """Say why a candidate cannot be trained; "" if it can. No training is needed to know.
@@ -148,7 +152,7 @@ class Problem:
         """
         if reason := self._unfit(candidate):
             return reason
-        params = self._adapter_params(candidate)
+        params = self.adapter_params(candidate)
         if params == 0:
             return "it trains nothing"
         if params > self._adapter_limit:

@@ -54,10 +54,10 @@ class KnownCost:
 
     def __init__(self, problem: Problem, *, seed: int, options: Options = ALL_PARTS) -> None:
         self._problem, self._seed, self._options = problem, seed, options
-        self._pool = Pool(problem)
-        self._features = Features(problem.space, with_cost=problem.params_of is not None)
+        self._pool = Pool(problem, count=self._adapter_params)
+        self._features = Features(problem.space, with_cost=problem.is_counted)
         self._hyperparameters = Hyperparameters(problem.objectives, self._features.kernel)
-        self._costs: dict[tuple[tuple[str, Scalar], ...], float] = {}
+        self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
         self._lot: tuple[int, list[Candidate]] = (-1, [])
 
     def propose(
@@ -90,6 +90,7 @@ class KnownCost:
         """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
         lot = number // _LOT
         if self._lot[0] != lot:
+            self._counted.clear()  # or a long search would keep every candidate that it ever looked at
             random = Random(f"{self._seed} lot {lot}")
             self._lot = lot, self._pool.fresh(self._options.fresh, random)
         return list(self._lot[1])
@@ -104,7 +105,7 @@ class KnownCost:
         losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
         losses = losses.reshape(len(done), len(objectives))
         costs = self.costs(done)
-        exact = self._options.known_costs and self._problem.params_of is not None
+        exact = self._options.known_costs and self._problem.is_counted
         paused = [trial for trial in trials if trial.state in ("running", "paused") and trial.partial]
         return done, Results(
             numbers=tuple(trial.number for trial in complete),
@@ -122,14 +123,17 @@ class KnownCost:
 
     def costs(self, candidates: Sequence[Candidate]) -> Array:
         """Give the trained parameters of candidates, ``(n_candidates,)``; zeros where nobody can tell."""
-        count = self._problem.params_of
-        if count is None:
+        if not self._problem.is_counted:
             return np.zeros(len(candidates))
-        keys = [tuple(candidate.values.items()) for candidate in candidates]
-        for key, candidate in zip(keys, candidates, strict=True):
-            if key not in self._costs:
-                self._costs[key] = float(count(candidate))
-        return np.array([self._costs[key] for key in keys], dtype=np.float64)
+        head = self._problem.head_params
+        return np.array([self._adapter_params(c) + head for c in candidates], dtype=np.float64)
+
+    def _adapter_params(self, candidate: Candidate) -> int:
+        """Count once what is asked for several times: to lower into the budget, as a feature, as an objective."""
+        key = tuple(candidate.values.items())
+        if key not in self._counted:
+            self._counted[key] = self._problem.adapter_params(candidate)
+        return self._counted[key]
 
     def rows(self, candidates: Sequence[Candidate]) -> Array:
         """Give the features of candidates, ``(n_candidates, n_columns)``."""

@@ -7,7 +7,7 @@ size; whether anything else forbids them may take long to tell, and is asked of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 
@@ -27,8 +27,13 @@ _STEP = 0.15
 class Pool:
     """Draws candidates of a problem."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+    def __init__(self, problem: Problem, *, count: Callable[[Candidate], int] | None = None) -> None:
+        """Prepare to draw.
+
+        Args:
+            count: The problem's `adapter_params`, of a caller that remembers what it gave.
+        """
+        self._problem, self._count = problem, count
         self._roots = [p for p in problem.space if not p.when]
         self._children: dict[tuple[str, Scalar], list[Parameter]] = {}
         for parameter in problem.space:
@@ -52,7 +57,7 @@ class Pool:
         found: dict[tuple[tuple[str, Scalar], ...], Candidate] = {}
         known = {tuple(candidate.values.items()) for candidate in but}
         for candidate in islice(drawn, count * _TRIES):
-            fitted = self._problem.fit(candidate)
+            fitted = self._problem.fit(candidate, count=self._count)
             if fitted is not None and (key := tuple(fitted.values.items())) not in known:
                 found[key] = fitted
                 if len(found) == count:

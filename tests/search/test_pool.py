@@ -26,7 +26,7 @@ def test_fresh_and_mutated_candidates_are_complete_within_the_budget_and_differe
     for found in (fresh, mutants):
         assert len({candidate.key for candidate in found}) == len(found) == 150
         assert all(is_of(problem, candidate) for candidate in found)
-        assert all(0 < problem.params_of(c) <= (limit or 1e9) for c in found)
+        assert all(0 < problem.cost(c).trainable_params <= (limit or 1e9) for c in found)
     assert not {c.key for c in mutants} & {c.key for c in fresh[:10]}
     assert len({c["method"] for c in fresh}) > 20
 
