@@ -214,7 +214,7 @@ def _search_in(
     )
     start, seconds = time.monotonic(), request.time_seconds
     with closing(study), closing(make_executor(request, info, run.path, runner=runner)) as executor:
-        limits = Limits(request.trials, seconds, request.steps_total)
+        limits = Limits(request.trials, seconds, request.steps_total, request.until_converged or 0.0)
         if seconds is not None and request.final_seeds:
             kept = reserve(problem, seeds=request.final_seeds, at_once=executor.capacity, seconds=seconds)
             limits = replace(limits, reserved=kept)

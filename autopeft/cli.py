@@ -54,6 +54,9 @@ REQUEST: dict[str, Any] = {
     "rungs": _option(
         str | None, _LIMITS, "Steps after which only the best trials go on: auto, off, or e.g. 10,30,100."
     ),
+    "until_converged": _option(
+        float | None, _LIMITS, "Stop when the engine expects to gain less than this share of the front's volume."
+    ),
     "space": _option(str | None, _LIMITS, "Name of a search space, or a YAML file."),
     "final_seeds": _option(
         int | None, _LIMITS, "Other seeds to train the front's points again with, judged on the test split; 0 for none."

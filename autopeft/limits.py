@@ -10,13 +10,14 @@ from typing import Literal
 
 from autopeft.records import TrialRecord
 
-Ending = Literal["trials", "time", "steps", "exhausted"]
+Ending = Literal["trials", "time", "steps", "exhausted", "converged"]
 
 ENDINGS = {
     "trials": "all trials are done",
     "time": "the time is over",
     "steps": "the optimiser steps are used up",
     "exhausted": "nothing new in the space fits the budget",
+    "converged": "nothing that the engine finds is expected to improve the front by as much as was asked for",
 }
 
 
@@ -26,12 +27,14 @@ class Limits:
     seconds of this one.
 
     Attributes:
+        gain: Share of the front's volume that the engine must expect to gain, or the search has converged; 0 to go on.
         reserved: Records -> seconds that are kept for what comes after the search.
     """
 
     trials: int | None
     seconds: float | None
     steps: int | None = None
+    gain: float = 0.0
     reserved: Callable[[Sequence[TrialRecord]], float] = lambda records: 0.0
 
 

@@ -76,7 +76,7 @@ def search(
     def choose() -> Proposal | None:
         """Give what to do next: a paused trial that is worth it, else a new one."""
         nonlocal exhausted, held, barred
-        held, barred = None, bars(None)
+        held, barred = None, "converged" if study.expected_gain < limits.gain else bars(None)
         begins = not exhausted and barred is None
         proposal = study.promote(may=may, closing=not begins and not running)
         if proposal is None and begins:

@@ -13,7 +13,8 @@ SCHEMA_VERSION = 2
 """Raised when a stored value changes its meaning; a run directory of another version is refused, never guessed at."""
 
 MAY_CHANGE = (
-    "trials", "time", "steps_total", "final_seeds", "executor", "workers", "together", "gpus_per_worker", "ray_address",
+    "trials", "time", "steps_total", "until_converged", "final_seeds", "executor", "workers", "together",
+    "gpus_per_worker", "ray_address",
 )  # fmt: skip
 """Fields of a request that may differ when a run goes on; all others stay what it was started with."""
 

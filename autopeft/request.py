@@ -51,6 +51,9 @@ class SearchRequest(Dimensions):
     steps_total: Annotated[int, Field(ge=1)] | None = Field(
         None, description="most optimiser steps of the whole search, over all trials; finalists come on top"
     )
+    until_converged: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="stop when less than this share of the front's volume is expected to be gained, e.g. 0.005"
+    )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
     rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(
         RUNGS, description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
@@ -156,6 +159,8 @@ class SearchRequest(Dimensions):
             faults.append(f"metric: {self.metric!r} is not for {self.task}; choose one of {', '.join(fitting)}")
         if isinstance(self.rungs, list) and self.rungs[-1] > self.steps:
             faults.append(f"rungs: {self.rungs[-1]} is beyond the {self.steps} steps of a trial; raise --steps")
+        if self.until_converged and self.sampler != "known-cost":
+            faults.append(f"until_converged: {self.sampler} expects nothing; use --sampler known-cost, or drop it")
         if self.steps_total is not None and self.steps_total < self.steps:
             faults.append(f"steps_total: {self.steps_total} does not hold the {self.steps} steps of a trial; raise it")
         if self.executor == "local" and self.ray_address is not None:
@@ -264,7 +269,7 @@ def make_request(fields: Mapping[str, Any], *, own_objectives: tuple[str, ...] =
 _TRIALS = 24
 """Trials of a search without any limit: enough for every hand-made configuration and as many again."""
 
-_LIMITS = ("trials", "time", "steps_total")
+_LIMITS = ("trials", "time", "steps_total", "until_converged")
 _DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
 
 

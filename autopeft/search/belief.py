@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.objectives import Objective
-from autopeft.pareto import is_ratio_cost, on_front, quality_objective
+from autopeft.pareto import hypervolume, is_ratio_cost, on_front, quality_objective
 from autopeft.search.acquisition import Boxes
 from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
 
@@ -166,7 +166,9 @@ class Belief:
         typical[quality] = np.median(means[:, quality])
         worst = np.maximum(means[on_front(means)].max(axis=0), typical)
         span = worst - means.min(axis=0)
-        self._boxes = Boxes(means, worst + 0.1 * np.where(span > 0, span, 1.0))
+        reference = worst + 0.1 * np.where(span > 0, span, 1.0)
+        self._boxes = Boxes(means, reference)
+        self._volume = hypervolume(means, reference)
 
     def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
         """Give scaled means and deviations, ``(n_candidates, n_objectives)`` each; a known value has no deviation."""
@@ -176,6 +178,10 @@ class Belief:
             means.append(mean)
             deviations.append(deviation)
         return np.stack(means, axis=1), np.stack(deviations, axis=1)
+
+    def share(self, score: float) -> float:
+        """Give what a score means: the expected improvement as a share of the volume of the front."""
+        return float(np.exp(score)) / self._volume if self._volume > 0 else np.inf
 
     def score(self, x: Array, costs: Array) -> Array:
         """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``; failures improve nothing."""

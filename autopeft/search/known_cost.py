@@ -59,6 +59,8 @@ class KnownCost:
         self._hyperparameters = Hyperparameters(problem.objectives, self._features.kernel)
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
         self._lot: tuple[int, list[Candidate]] = (-1, [])
+        self.expected_gain: float | None = None
+        """What the last proposal was expected to add to the front, as a share of its volume; None without a model."""
 
     def propose(
         self, trials: Sequence[Observed], *, number: int, accepts: Callable[[Candidate], bool]
@@ -76,6 +78,7 @@ class KnownCost:
             new = self._pool.mutants(parents, self._options.mutants // self._options.rounds, random)
             candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, new)])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
+        self.expected_gain = belief.share(scores.max())
         return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
 
     def _believe(self, results: Results, *, by_ratio: bool) -> Belief:

@@ -131,6 +131,11 @@ class FeasibleSampler(BaseSampler):
             if trial.state is not TrialState.PRUNED or trial.intermediate_values
         ]
 
+    @property
+    def expected_gain(self) -> float | None:
+        """What the last proposal was expected to add to the front, as a share of its volume; None if unknown."""
+        return self._whole.expected_gain if isinstance(self._whole, KnownCost) else None
+
     def _left_over(self, accepts: Callable[[Candidate], bool], state: int) -> Candidate:
         """Find what draws have missed in a small space, where most of them are known by now.
 

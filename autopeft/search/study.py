@@ -7,8 +7,10 @@ written to, one transaction a proposal and one a result, and read when a run is 
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceEx
 
 FIXED = "fixed"
 STUDY_NAME = "autopeft"
+PATIENCE = 8
+"""Proposals in a row that must all promise little before a search counts as converged."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -115,6 +119,7 @@ class Study:
         self._enqueue_start()
         self._enqueue_stopped(records)
         self._ladder = Ladder(rungs)
+        self._gains: deque[float] = deque(maxlen=PATIENCE)
         self._starts = {problem.identity(candidate) for candidate in problem.starts()} if rungs else set()
         for record in records:
             self._place(record)
@@ -135,11 +140,19 @@ class Study:
             self._study.tell(trial, state=TrialState.FAIL)
             self._store(trial.number)
             return None
+        if FIXED not in trial.user_attrs and (gain := self._feasible.expected_gain) is not None:
+            self._gains.append(gain)
         candidate = decode(self._problem.space, params)
         trial.set_user_attr(IDENTITY, self._problem.identity(candidate))
         trial.set_user_attr(CANDIDATE, canonical_json(candidate.values))
         self._store(trial.number)
         return Proposal(trial.number, candidate, steps=self.first_rung)
+
+    @property
+    def expected_gain(self) -> float:
+        """The most that one of the last proposals of this sitting was expected to add to the front, as a share of its
+        volume; infinite while there are too few of them, or with an engine that expects nothing."""
+        return max(self._gains) if len(self._gains) == PATIENCE else math.inf
 
     @property
     def first_rung(self) -> int | None:

@@ -93,6 +93,20 @@ def test_a_repeat_is_the_training_with_that_seed(repeated: ap.Result, small: dic
         assert final.measurement.metrics["validation_loss"] == searched[final.number].measurement.metrics["loss"]  # type: ignore[union-attr]
 
 
+def test_a_search_ends_when_little_more_is_expected(tmp_path: Path) -> None:
+    """The front of SPACE is eight widths at their best bend: long before 200 trials all of it is found."""
+    found = {}
+    for share in (0.05, 0.005):
+        result = ap.search(
+            runner=measure, cost=width, space=SPACE, objectives=["quality", "params"], budget=8, trials=200, steps=5,
+            until_converged=share, out=str(tmp_path / str(share)),
+        )  # fmt: skip
+        found[share] = len(result.records)
+    assert 14 <= found[0.05] <= found[0.005] < 200
+    with pytest.raises(RequestError, match="until_converged: tpe expects nothing"):
+        ap.search(runner=measure, space=SPACE, sampler="tpe", until_converged=0.01, out=str(tmp_path / "run"))
+
+
 def test_a_runner_of_ones_own_has_no_repeats(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="final_seeds: 2"):
         ap.search(runner=measure, space=SPACE, trials=2, final_seeds=2, out=str(tmp_path / "run"))
