@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import islice, product
 
 from autopeft.domains import Choices, Ordinal
 from autopeft.records import Candidate, Scalar
 from autopeft.space import Space
+
+MOST_COMBINATIONS = 4096
+"""Combinations of choices that are looked at for the smallest configuration; the default space has half as many."""
 
 Count = Callable[[Candidate], int]
 """Candidate -> trained parameters, exact; 0 for one that trains nothing."""
@@ -126,12 +129,12 @@ def _turn_off(
 def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
     """Find the smallest configuration of a space that trains anything, and its size.
 
-    For each combination of the choices that matter to size, sizes go down to their lowest, then are turned off as long
-    as something is left.
+    For each combination of choices, or as many as MOST_COMBINATIONS of them, sizes go down to their lowest, then are
+    turned off as long as something is left.
     """
     best: tuple[Candidate, int] | None = None
     seen = set()
-    for start in _combinations(space):
+    for start in islice(_combinations(space), MOST_COMBINATIONS):
         sizes = _Sizes(space, start)
         # Most choices, such as bits or alpha, change no size; those that do show it at the lowest sizes already.
         kind = (tuple(start.values), count(sizes.at(sizes.floor)))

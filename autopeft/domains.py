@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from random import Random
 
 from autopeft.records import Scalar
 
@@ -70,6 +71,21 @@ def middle(domain: Domain) -> Scalar:
             return math.sqrt(low * high) if log else (low + high) / 2
         case Whole(low, high, log):
             return round(math.sqrt(low * high)) if log else (low + high) // 2
+
+
+def draw(domain: Domain, random: Random) -> Scalar:
+    """Draw a value: each of a list as likely, ranges evenly on their own scale."""
+    match domain:
+        case Choices(values) | Ordinal(values):
+            return random.choice(values)
+        case Real(low, high, log):
+            drawn = math.exp(random.uniform(math.log(low), math.log(high))) if log else random.uniform(low, high)
+            return min(max(drawn, low), high)
+        case Whole(low, high, log):
+            if not log:
+                return random.randint(low, high)
+            drawn = math.exp(random.uniform(math.log(low - 0.5), math.log(high + 0.5)))
+            return min(max(round(drawn), low), high)
 
 
 def canonical(domain: Domain, value: Scalar) -> Scalar:

@@ -1,7 +1,8 @@
 """Finalists: the front's points and a baseline, trained again with other seeds; what that says of the winner.
 
-A front is chosen from noisy values, so its points look better than they are (the winner's curse). Their trainings with
-seeds that chose nothing tell how good they are; the test split, which chose nothing either, tells it of new data.
+A front is chosen from noisy values, so its points look better than they are (the winner's curse). Trainings with other
+seeds tell how good they are, and the test split, which chooses nothing, tells it of new data. The repeats do choose
+among the finalists, by the validation split; what they then say on the test split is corrected for their number.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SIGNIFICANT = 0.05
 """Below this two-sided p-value of a paired t-test a difference is called significant."""
 
 TEST, VALIDATION = "test", "validation"
+
+_PLAIN = {"dora": False, "rslora": False, "init": "default", "bias": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Comparison:
     """One finalist against another over the seeds that both have; a positive difference is a gain.
 
     Attributes:
-        low, high: 95% confidence interval of the mean difference; infinite with one seed.
-        p: Two-sided p-value of the paired t-test; nan with one seed.
+        low, high: 95% confidence interval of the mean difference over seeds; infinite where the seeds cannot tell it.
+        p: Two-sided p-value of the paired t-test; nan likewise: with one seed, or if all differ by the same.
     """
 
     seeds: int
@@ -70,7 +73,7 @@ class Comparison:
 
 
 def is_plain_lora(candidate: Candidate) -> bool:
-    """Tell whether a candidate is LoRA as most people use it: one rank in every linear of every layer.
+    """Tell whether a candidate is LoRA as most people use it: one rank in every linear that the space adapts.
 
     >>> is_plain_lora(Candidate({"method": "lora", "lora.rank[0-1]": 8, "lora.rank[2-3]": 8, "lora.share[up]": 0.5}))
     True
@@ -78,7 +81,9 @@ def is_plain_lora(candidate: Candidate) -> bool:
     False
     """
     values = candidate.values
-    if values.get("method") != "lora" or values.get("lora.dora"):
+    if values.get("method") != "lora":
+        return False
+    if any(values.get(f"lora.{name}", plain) != plain for name, plain in _PLAIN.items()):
         return False
     spread = [
         {value for name, value in values.items() if name.partition("[")[0] == setting}
@@ -153,12 +158,14 @@ def confirmed(
 ) -> list[TrialRecord]:
     """Give the trials to pick from: those that were repeated, with the mean of the repeats as their quality.
 
-    It is the mean on the validation split: what is chosen by the test split is no longer tested. Where nothing was
-    repeated, the trials are as they were.
+    It is the mean on the validation split: what is chosen by the test split is no longer tested. One that failed with
+    some seed is out while there are others. Until all that was picked by the search is repeated, the trials are as they
+    were.
     """
     repeated = [standing for standing in standings(records, finals, objectives) if standing.validation]
-    if not repeated:
-        return list(records)
+    if not set(picks(records, objectives).values()) <= {standing.record.number for standing in repeated}:
+        return list(records)  # one that was not repeated keeps the luck that the others have lost
+    repeated = [standing for standing in repeated if not standing.failed] or repeated
     return [
         replace(s.record, values={**s.record.values, "quality": statistics.fmean(s.validation.values())})
         for s in repeated
@@ -177,8 +184,12 @@ def kept(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> set
     return {record.number for record in (*front(records, objectives), *baseline(records, objectives))}
 
 
-def compare(one: Standing, other: Standing, quality: Objective) -> Comparison | None:
-    """Compare two finalists over the seeds that both have; None where there is none."""
+def compare(one: Standing, other: Standing, quality: Objective, *, among: int = 1) -> Comparison | None:
+    """Compare two finalists over the seeds that both have; None where there is none.
+
+    Args:
+        among: How many `one` was chosen among: interval and p-value are Bonferroni's for as many.
+    """
     seeds = sorted(one.judged.keys() & other.judged.keys())
     if not seeds:
         return None
@@ -187,10 +198,11 @@ def compare(one: Standing, other: Standing, quality: Objective) -> Comparison | 
     if len(gains) == 1:
         return Comparison(1, mean, -math.inf, math.inf, math.nan)
     error = statistics.stdev(gains) / math.sqrt(len(gains))
-    if error == 0:  # the same difference each time
-        return Comparison(len(gains), mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    margin = float(stats.t.ppf(1 - SIGNIFICANT / 2, len(gains) - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, len(gains) - 1))
+    if error <= 1e-9 * max(map(abs, one.judged.values())):
+        # Right or wrong on few rows comes in steps, and a few equal ones say nothing of how far chance goes.
+        return Comparison(len(gains), mean, -math.inf, math.inf, math.nan)
+    margin = float(stats.t.ppf(1 - SIGNIFICANT / 2 / among, len(gains) - 1)) * error
+    p = min(1.0, 2 * among * float(stats.t.sf(abs(mean) / error, len(gains) - 1)))
     return Comparison(len(gains), mean, mean - margin, mean + margin, p)
 
 

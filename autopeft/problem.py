@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
+from random import Random
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
@@ -16,6 +19,9 @@ from autopeft.recipe import CUSTOMARY, conflict, conflict_with, format_of, recip
 from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar, digest
 from autopeft.space import Space, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
+
+_DRAWS = 400
+"""Configurations drawn at random before a space is taken for one in which nothing fits."""
 
 
 def plan_of(
@@ -87,7 +93,7 @@ class Problem:
     def cost(self, candidate: Candidate) -> Cost | None:
         """Count exactly what a candidate trains, and predict its memory; None where a custom runner does not say."""
         if self.own_cost is not None:
-            return Cost(int(self.own_cost(candidate)))
+            return Cost(self._own_count(candidate))
         if self.anatomy is None:
             return None
         plan = self._plan(candidate, self.anatomy)
@@ -107,8 +113,27 @@ class Problem:
     def adapter_params(self, candidate: Candidate) -> int:
         """Count the parameters of a candidate's adapter, and predict no memory; 1 where nobody can tell."""
         if self.own_cost is not None:
-            return int(self.own_cost(candidate))
+            return self._own_count(candidate)
         return 1 if self.anatomy is None else self._plan(candidate, self.anatomy).adapter_params
+
+    def _own_count(self, candidate: Candidate) -> int:
+        """Ask the user's own cost function.
+
+        Raises:
+            RequestError: If it fails, or gives anything but a whole number of parameters.
+        """
+        assert self.own_cost is not None
+        about = ", ".join(f"{name}={value}" for name, value in candidate.values.items())
+        try:
+            counted: object = self.own_cost(candidate)
+        except Exception as error:
+            raise RequestError(f"cost: {type(error).__name__}: {error}, for {about}") from error
+        number = float(counted) if isinstance(counted, Real) else math.nan
+        if not math.isfinite(number) or number < 0 or number != math.floor(number):
+            raise RequestError(
+                f"cost: {counted!r} is no number of parameters, for {about}; return a whole number, 0 or more"
+            )
+        return int(number)
 
     @property
     def _adapter_limit(self) -> int:
@@ -181,7 +206,7 @@ class Problem:
         self._check_recipe()
         self._check_references()
         self._check_weights()
-        if next(self.starts(), None) is None:
+        if next(chain(self.starts(), self._drawn()), None) is None:
             # Only now: on a large space the smallest takes seconds to find.
             self._check_smallest()
         self._check_memory()
@@ -190,6 +215,14 @@ class Problem:
         """Give the configurations to start with that can be trained within the parameter budget."""
         for start in self.space.start:
             fitted = self.fit(self.space.complete(start))
+            if fitted is not None and not self._unfit(fitted):
+                yield fitted
+
+    def _drawn(self) -> Iterator[Candidate]:
+        """Give what fits of some configurations at random; there may be more that is smaller than any size allows."""
+        random = Random(0)
+        for _ in range(_DRAWS):
+            fitted = self.fit(self.space.draw(random))
             if fitted is not None and not self._unfit(fitted):
                 yield fitted
 
@@ -203,7 +236,8 @@ class Problem:
         if found is None:
             first = self.space.complete(self.space.start[0] if self.space.start else {})
             why = self._unfit(first) or "it trains nothing"
-            raise InfeasibleError(f"space: nothing in it can be trained on this model; for one, {why}. Allow more")
+            on = "" if self.anatomy is None else " on this model"
+            raise InfeasibleError(f"space: nothing in it can be trained{on}; for one, {why}. Allow more")
         candidate, params = found
         if params <= self._adapter_limit:
             return
@@ -213,8 +247,8 @@ class Problem:
         with_head = f", {show_count(head)} of them in the new task head" if head else ""
         what = ", ".join(f"{k}={v}" for k, v in candidate.values.items() if _tells(v))
         raise InfeasibleError(
-            f"budget: {self.parameter_limit:,} parameters; the smallest configuration here needs {needed:,}{share}"
-            f"{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
+            f"budget: {self.parameter_limit:,} parameters; the smallest configuration found here needs {needed:,}"
+            f"{share}{with_head}: {what}. Raise --budget to at least {needed}, or choose a space with smaller methods."
         )
 
     def _check_memory(self) -> None:

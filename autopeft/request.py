@@ -17,7 +17,7 @@ from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, p
 
 T = TypeVar("T")
 
-RUNGS: Literal["auto", "off"] = "off"
+RUNGS: Literal["auto", "off"] = "auto"
 """Whether trials pause at rungs where nobody says."""
 _AUTO_RUNGS = 27  # steps of a trial below which a ninth of them tells nothing
 

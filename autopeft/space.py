@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from random import Random
 from typing import Literal
 
 from autopeft.anatomy import KINDS, Anatomy, layer_groups
-from autopeft.domains import Choices, Domain, canonical, middle, show_domain
+from autopeft.domains import Choices, Domain, canonical, draw, middle, show_domain
 from autopeft.errors import RequestError
 from autopeft.records import Candidate, Scalar
 from autopeft.registry import unknown
@@ -123,6 +124,14 @@ class Space:
                 active.append(parameter)
                 found[parameter.name] = values.get(parameter.name, parameter.default)
         return active
+
+    def draw(self, random: Random) -> Candidate:
+        """Draw a candidate of a bound space: what exists for it, each value on its own scale."""
+        values: dict[str, Scalar] = {}
+        for parameter in self.parameters:
+            if all(values.get(name) in allowed for name, allowed in parameter.when.items()):
+                values[parameter.name] = draw(parameter.domain, random)
+        return Candidate(values)
 
     def complete(self, partial: Assignment) -> Candidate:
         """Make a Candidate of a partial assignment: defaults for what is not said, inactive parameters dropped.

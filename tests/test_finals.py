@@ -73,6 +73,9 @@ RECORDS = [
         ({"lora.share[up]": 0.0}, False),
         ({"lora.share[up]": 0.5}, False),
         ({"lora.dora": True}, False),
+        ({"lora.init": "pissa"}, False),
+        ({"lora.rslora": True}, False),
+        ({"lora.init": "default", "lora.bias": "none"}, True),
         ({"lora.dora": False, "lora.alpha": "2r", "lr_multiple": 9.0}, True),
         ({"method": "lora+bitfit"}, False),
     ],
@@ -148,8 +151,25 @@ def test_few_seeds_say_little():
     one = compare(standing(0.9), standing(0.8), TWO[0])
     assert (one.low, one.high, one.significant) == (-math.inf, math.inf, False)
     assert compare(standing(), standing(0.8), TWO[0]) is None
-    assert compare(standing(0.8, 0.9), standing(0.8, 0.9), TWO[0]).p == 1
-    assert compare(standing(0.75, 1.0), standing(0.5, 0.75), TWO[0]).significant
+    for equal in (standing(0.8, 0.9), standing(0.7, 0.8), standing(0.75, 0.85, 0.95)):  # by the same, but for rounding
+        found = compare(standing(0.8, 0.9, 1.0), equal, TWO[0])
+        assert (found.low, found.high, found.significant) == (-math.inf, math.inf, False)
+        assert math.isnan(found.p)
+
+
+def test_what_was_chosen_among_several_is_held_to_more():
+    one, other = standing(0.91, 0.90, 0.93, 0.88), standing(0.85, 0.86, 0.86, 0.86)
+    alone, among = compare(one, other, TWO[0]), compare(one, other, TWO[0], among=8)
+    assert among.p == pytest.approx(8 * alone.p)
+    assert among.low < alone.low < alone.high < among.high
+
+
+def test_picks_wait_until_all_of_them_are_repeated_and_leave_out_what_failed():
+    finals = [final(2, 1, validation=0.5, test=0.5), final(0, 1, validation=0.9, test=0.9)]
+    assert picked(RECORDS, finals, TWO) == picks(RECORDS, TWO)  # the smallest, trial 1, has no repeat yet
+    finals.append(final(1, 1, validation=0.4, test=0.4))
+    assert picked(RECORDS, finals, TWO)["best"] == 0
+    assert picked(RECORDS, [*finals, final(0, 2)], TWO)["best"] == 2
 
 
 def test_the_winners_curse_is_what_repeats_lose():

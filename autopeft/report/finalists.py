@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from autopeft.finals import Comparison, Standing, compare, winners_curse
+from autopeft.finals import Comparison, Standing, compare, is_plain_lora, winners_curse
 from autopeft.labels import describe, show_value
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, fill
@@ -43,6 +43,7 @@ def table(context: Context) -> list[dict[str, Any]]:
 
 def verdict(context: Context) -> str:
     """Say what the repeats tell of the best configuration against plain LoRA; "" without repeats."""
+    tried = sum(is_plain_lora(record.candidate) for record in context.complete)
     best = context.picks.get("best")
     standing = None if best is None else context.standings.get(best.number)
     if best is None or standing is None or not standing.judged:
@@ -55,15 +56,15 @@ def verdict(context: Context) -> str:
     if plain is None:
         return f"The best, {what}, has {name} {mean} {on}. No plain LoRA was tried that it could be compared with."
     if plain.number == best.number:
-        return f"The best, {what}, is plain LoRA itself, with {name} {mean} {on}: nothing beats it here."
+        return f"The best, {what}, is plain LoRA itself, with {name} {mean} {on}."
     other = context.standings.get(plain.number)
-    found = None if other is None else compare(standing, other, context.quality)
+    found = None if other is None else compare(standing, other, context.quality, among=_rivals(context))
     if other is None or found is None:
         return f"The best, {what}, has {name} {mean} {on}; plain LoRA was not trained again to compare it with."
     theirs = _value(context, statistics.fmean(other.judged.values()))
+    baseline = f"tuned all-linear LoRA, the best of {tried} tried (trial {plain.number})"
     return (
-        f"The best, {what}, has {name} {mean} {on}; tuned all-linear LoRA, trial {plain.number}, has {theirs}: "
-        f"{_conclusion(context, found)}.{_size(best, plain)}"
+        f"The best, {what}, has {name} {mean} {on}; {baseline}, has {theirs}: {_conclusion(found)}.{_size(best, plain)}"
     )
 
 
@@ -77,10 +78,10 @@ def repeated(context: Context, record: TrialRecord) -> tuple[str, str] | None:
     return title, _with_spread(context, _mean(standing.judged.values()), _spread(standing.judged.values()))
 
 
-def _conclusion(context: Context, found: Comparison) -> str:
-    difference = f"a difference of {_signed(found.difference)} to the better"
+def _conclusion(found: Comparison) -> str:
+    difference = f"a {'gain' if found.difference >= 0 else 'loss'} of {abs(found.difference):.2g}"
     if math.isnan(found.p):
-        return f"{difference}, of which one seed cannot tell whether it is chance"
+        return f"{difference}, of which {found.seeds} seed{'s' * (found.seeds != 1)} cannot tell whether it is chance"
     interval = f"95% interval {_signed(found.low)} to {_signed(found.high)}"
     tested = f"{difference} ({interval}, paired t-test over {found.seeds} seeds, p = {found.p:.2g})"
     if not found.significant:
@@ -114,7 +115,7 @@ def _curse(context: Context) -> str:
 def _row(context: Context, standing: Standing) -> dict[str, Any]:
     plain = context.baseline
     other = context.standings.get(plain.number) if plain and plain.number != standing.record.number else None
-    found = compare(standing, other, context.quality) if other else None
+    found = compare(standing, other, context.quality, among=_rivals(context)) if other else None
     return {
         "trial": standing.record.number,
         "picks": [name for name, record in context.picks.items() if record.number == standing.record.number],
@@ -149,6 +150,11 @@ def _with_spread(context: Context, mean: float | None, spread: float | None) -> 
     if mean is None:
         return ""
     return _value(context, mean) if spread is None else f"{_value(context, mean)} ± {spread:.2g}"
+
+
+def _rivals(context: Context) -> int:
+    """Count what the best was chosen among: the finalists but for the baseline."""
+    return max(1, sum(context.baseline is None or number != context.baseline.number for number in context.standings))
 
 
 def _split(context: Context) -> str:

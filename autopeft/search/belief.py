@@ -30,6 +30,9 @@ _WIDE = 100.0
 _PAIRS = 5
 """Finished trials that it takes to say what a partial result comes to."""
 
+_MOST_POINTS = 64
+"""Points of a front in four or more dimensions, whose boxes grow with more than their square."""
+
 _LEAST_CHANCE = 0.02
 """Chance of success of what is most like the failures; a failure may have had another reason."""
 
@@ -167,7 +170,7 @@ class Belief:
         worst = np.maximum(means[on_front(means)].max(axis=0), typical)
         span = worst - means.min(axis=0)
         reference = worst + 0.1 * np.where(span > 0, span, 1.0)
-        self._boxes = Boxes(means, reference)
+        self._boxes = Boxes(_thinned(means), reference)
         self._volume = hypervolume(means, reference)
 
     def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
@@ -191,6 +194,15 @@ class Belief:
         return np.asarray(gained + np.log(np.clip(self._success.predict(x)[0], _LEAST_CHANCE, 1)))
 
 
+def _thinned(points: Array) -> Array:
+    """Give a front that is not cut into too many boxes: of more than three objectives an even choice of it."""
+    front = points[on_front(points)]
+    if points.shape[1] <= 3 or len(front) <= _MOST_POINTS:
+        return front
+    order = np.argsort(front[:, 0], kind="stable")
+    return front[order[np.linspace(0, len(front) - 1, _MOST_POINTS).round().astype(np.int64)]]
+
+
 def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) -> GaussianProcess | None:
     """Model which trainings fail, as those with far too high a learning rate; None while none did.
 
@@ -202,8 +214,9 @@ def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) ->
     failed = results.failed[-len(rows) - 1 :]
     x = np.concatenate([results.x[rows], failed])
     y = np.concatenate([np.ones(len(rows)), np.zeros(len(failed))])
-    last = slice(-FITTED, None)
-    return condition(kernel, fit_hyperparameters(kernel, x[last], y[last]), x, y)
+    half = FITTED // 2
+    of_each = np.concatenate([np.arange(len(rows))[-half:], np.arange(len(rows), len(y))[-half:]])
+    return condition(kernel, fit_hyperparameters(kernel, x[of_each], y[of_each]), x, y)
 
 
 def expected_from_partial(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,14 +86,16 @@ def _observed(trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) 
         return None
     candidate = Candidate({name: _snapped(d, trial.params[name]) for name, d in search_space.items()})
     values = tuple(trial.values) if trial.state is TrialState.COMPLETE else ()
+    if not all(map(math.isfinite, values)):
+        return None
     return Observed(trial.number, _STATES[trial.state], candidate, values)  # type: ignore[arg-type]
 
 
 def _snapped(distribution: BaseDistribution, value: Any) -> Any:
     """Give a value on a grid as `domain_of` has it; Optuna's may differ in the last digit."""
     match domain_of(distribution):
-        case Ordinal(values):
-            return min(values, key=lambda known: abs(known - value))
+        case Ordinal(values) if isinstance(distribution, FloatDistribution | IntDistribution):
+            return values[round((value - distribution.low) / (distribution.step or 1))]
     return value
 
 
@@ -106,6 +110,11 @@ def problem_of(search_space: Mapping[str, BaseDistribution], directions: Sequenc
     return Problem(space, objectives)
 
 
+_GRID = 10_000
+"""Steps of a grid from which it is as good as none; Optuna rounds what is proposed."""
+
+
+@lru_cache(maxsize=1024)
 def domain_of(distribution: BaseDistribution) -> Domain:
     """Give our form of a distribution.
 
@@ -119,6 +128,8 @@ def domain_of(distribution: BaseDistribution) -> Domain:
             isinstance(distribution, FloatDistribution) and distribution.step is not None
         ):
             steps = round((distribution.high - distribution.low) / distribution.step)
+            if steps > _GRID:
+                return Real(distribution.low, distribution.high)
             return Ordinal(tuple(distribution.low + i * distribution.step for i in range(steps + 1)))
         case FloatDistribution():
             return Real(distribution.low, distribution.high, distribution.log)

@@ -6,12 +6,11 @@ size; whether anything else forbids them may take long to tell, and is asked of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 
-from autopeft.domains import Choices, Ordinal, Real, Whole
+from autopeft.domains import Choices, Ordinal, Real, Whole, draw
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
 from autopeft.search.features import Family, families
@@ -96,11 +95,14 @@ class Pool:
             if len(active) > 1 and random.random() < 0.5:
                 said |= _moved(family, active, said, random)
                 continue
-            # Each family is as likely as any other, however many its members are.
-            lone = random.choice(list({self._family[n].name: n for n in parent.values}.values()))
-            chosen = name if random.random() < 0.5 else lone
-            if chosen in said:
-                said[chosen] = _neighbour(self._family[chosen].domain, said[chosen], random)
+            if random.random() < 0.5:
+                # Each family is as likely as any other, however many its members are.
+                members: dict[str, list[str]] = {}
+                for other in parent.values:
+                    members.setdefault(self._family[other].name, []).append(other)
+                name = random.choice(random.choice(list(members.values())))
+            if name in said:
+                said[name] = _neighbour(self._family[name].domain, said[name], random)
         if self._is_parent_changed(parent.values, said):
             said |= self._carried(parent.values)
         return self._complete(said, random)
@@ -122,21 +124,6 @@ class Pool:
                 if family.domain.holds(value):
                     carried[name] = value
         return carried
-
-
-def _draw(domain: Choices | Ordinal | Real | Whole, random: Random) -> Scalar:
-    """Draw a value: each of a list as likely, ranges evenly on their own scale."""
-    match domain:
-        case Choices(values) | Ordinal(values):
-            return random.choice(values)
-        case Real(low, high, log):
-            drawn = math.exp(random.uniform(math.log(low), math.log(high))) if log else random.uniform(low, high)
-            return min(max(drawn, low), high)
-        case Whole(low, high, log):
-            if not log:
-                return random.randint(low, high)
-            drawn = math.exp(random.uniform(math.log(low - 0.5), math.log(high + 0.5)))
-            return min(max(round(drawn), low), high)
 
 
 def _neighbour(domain: Choices | Ordinal | Real | Whole, value: Scalar, random: Random) -> Scalar:
@@ -169,13 +156,13 @@ def _shape(family: Family, random: Random) -> dict[str, Scalar]:
     names = [member.name for member in family.members]
     way = random.random()
     if len(names) > 1 and way < 0.6:
-        values = dict.fromkeys(names, _draw(family.domain, random))
+        values = dict.fromkeys(names, draw(family.domain, random))
         if way < 0.3 and isinstance(family.domain, Ordinal | Real | Whole):
             first, last = sorted((random.randrange(len(names)), random.randrange(len(names))))
             lowest = family.domain.values[0] if isinstance(family.domain, Ordinal) else family.domain.low
             values |= {name: lowest for i, name in enumerate(names) if not first <= i <= last}
         return values
-    return {name: _draw(family.domain, random) for name in names}
+    return {name: draw(family.domain, random) for name in names}
 
 
 def _moved(

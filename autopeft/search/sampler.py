@@ -197,11 +197,10 @@ def every_candidate(space: Space, *, most: int) -> list[Candidate]:
             if not _is_due(parameter, values):
                 grown.append(values)
                 continue
-            if isinstance(parameter.domain, Real):
+            domain = parameter.domain
+            if isinstance(domain, Real) or (isinstance(domain, Whole) and domain.high - domain.low >= most):
                 return []
-            listed = ends(parameter.domain)
-            if isinstance(parameter.domain, Whole):
-                listed = tuple(range(parameter.domain.low, parameter.domain.high + 1))
+            listed = tuple(range(domain.low, domain.high + 1)) if isinstance(domain, Whole) else ends(domain)
             grown += [{**values, parameter.name: value} for value in listed]
         partial = grown
         if len(partial) > most:

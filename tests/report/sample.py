@@ -95,7 +95,8 @@ def _values(rng: random.Random, anatomy: Anatomy) -> dict:
         values |= {f"lora.rank[{g}]": same or rng.choice(RANKS) for g in groups}
         values |= {f"lora.share[{k}]": 1.0 if same else rng.choice([0.0, 0.5, 1.0]) for k in anatomy.kinds}
         values |= {"lora.alpha": rng.choice(["r", "2r", "16"]), "lora.dropout": rng.choice([0.0, 0.05])}
-        values |= {"lora.dora": rng.random() < 0.3 and values["bits"] != 8, "lora.rslora": rng.random() < 0.3}
+        dora, rslora = rng.random() < 0.3 and values["bits"] != 8, rng.random() < 0.3
+        values |= {"lora.dora": dora and not same, "lora.rslora": rslora and not same}
     elif method == "ia3":
         values |= {f"ia3.layers[{g}]": rng.choice([0, 1, 1]) for g in groups}
         values |= {f"ia3.kinds[{k}]": rng.choice([0, 1]) for k in anatomy.kinds}
