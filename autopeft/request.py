@@ -17,8 +17,6 @@ from autopeft.units import ParameterLimit, parse_bytes, parse_parameter_limit, p
 
 T = TypeVar("T")
 
-RUNGS: Literal["auto", "off"] = "auto"
-"""Whether trials pause at rungs where nobody says."""
 _AUTO_RUNGS = 27  # steps of a trial below which a ninth of them tells nothing
 
 NO_LIMIT = "none"
@@ -56,7 +54,7 @@ class SearchRequest(Dimensions):
     )
     steps: Annotated[int, Field(ge=1)] = Field(100, description="optimiser steps a trial")
     rungs: Literal["auto", "off"] | list[Annotated[int, Field(ge=1)]] = Field(
-        RUNGS, description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
+        "auto", description="steps after which only the best trials go on; auto: a ninth and a third of the steps"
     )
     final_seeds: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="other seeds to train the front's points again with, judged on the test split; 0 for none"
@@ -270,7 +268,7 @@ _TRIALS = 24
 """Trials of a search without any limit: enough for every hand-made configuration and as many again."""
 
 _LIMITS = ("trials", "time", "steps_total", "until_converged")
-_DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 24, "time": "150s"}
+_DEMO = {"steps": 60, "batch_size": 16, "max_length": 32, "eval_rows": 300, "trials": 48, "time": "150s"}
 
 
 def demo_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

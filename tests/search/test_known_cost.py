@@ -100,7 +100,7 @@ def test_a_region_that_fails_is_left_alone():
         return None if candidate["x"] > 0.6 else (quality_of(candidate), float(candidate["size"]))
 
     found = proposals(problem_of(), 40, measure)
-    assert sum(c["x"] > 0.6 for c in found[20:]) <= 10  # 18 to 20 where failures teach nothing
+    assert sum(c["x"] > 0.6 for c in found[20:]) <= 10  # all 20 where failures teach nothing
 
 
 TRAP = {
