@@ -225,6 +225,7 @@ def _study_faults(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> list[s
 
 def _adapter_faults(run_dir: Path) -> list[str]:
     """Load the adapter of every point of the front, and look for any that is left over."""
+    from autopeft.finals import kept
     from autopeft.result import Result
 
     result = Result(run_dir)
@@ -235,8 +236,8 @@ def _adapter_faults(run_dir: Path) -> list[str]:
             _load(folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, the adapter does not load
             faults.append(f"the adapter of trial {number} does not load: {type(error).__name__}: {error}")
-    kept = {f"{number:04d}" for number in result.front["trial"]}
-    left = sorted({path.name for path in (run_dir / "adapters").iterdir()} - kept)
+    wanted = {f"{number:04d}" for number in kept(result.records, result.objectives)}
+    left = sorted({path.name for path in (run_dir / "adapters").iterdir()} - wanted)
     return faults + [f"adapters/{name} is left over" for name in left]
 
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from families import PAIRS
 
 from autopeft.binding import bind_space
-from autopeft.errors import InfeasibleError
+from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, objective, quality_of
 from autopeft.problem import Problem, plan_of
@@ -166,3 +167,46 @@ def test_an_objective_is_named_after_its_function_unless_it_is_said():
 
     assert objective(goal="maximize")(tokens).name == "tokens"
     assert objective(goal="maximize", name="t")(tokens).name == "t"
+
+
+# --- somebody's own space and cost -----------------------------------------------------------------------------------
+
+
+def own_problem(parameters, cost=None, limit=None):
+    space = parse_space({"parameters": parameters})
+    return Problem(space, (OBJECTIVES["quality"],), own_cost=cost, parameter_limit=limit)
+
+
+def test_a_huge_space_of_choices_is_not_gone_through_one_by_one():
+    many = {f"c{i}": {"choices": list("abcdefghijklmnop")} for i in range(20)}
+    own_problem(many).check_feasible()
+    own_problem(many, cost=lambda c: 5, limit=7).check_feasible()
+    with pytest.raises(InfeasibleError, match="smallest configuration found here needs 5"):
+        own_problem(many, cost=lambda c: 5, limit=4).check_feasible()
+
+
+def test_a_budget_that_only_a_small_number_fits_is_not_refused():
+    """A size that is no ordinal cannot be lowered; among draws there are small ones."""
+    number = {"n": {"low": 1, "high": 1000, "integer": True, "log": True}, "r": {"ordinal": [1, 2, 4], "size": True}}
+    own_problem(number, cost=lambda c: 7 * c["n"] + c["r"], limit=8).check_feasible()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(0.5, "0.5"), (math.nan, "nan"), (math.inf, "inf"), (None, "None"), ("3", "'3'"), (-1, "-1")],
+)
+def test_a_cost_that_is_no_count_is_told(given, said):
+    with pytest.raises(RequestError, match=f"cost: {said} is no number.*for x=1.*whole number"):
+        own_problem({"x": {"choices": [1]}}, cost=lambda c: given).check_feasible()
+
+
+def test_a_cost_function_that_fails_is_told():
+    with pytest.raises(RequestError, match=r"cost: ZeroDivisionError: .*by zero, for x=1"):
+        own_problem({"x": {"choices": [1]}}, cost=lambda c: 1 // 0).check_feasible()
+
+
+def test_whole_numbers_of_any_kind_are_counts():
+    space = {"x": {"choices": [1]}}
+    candidate = parse_space({"parameters": space}).complete({})
+    for given in (3, 3.0, np.int64(3), np.float32(3)):
+        assert own_problem(space, cost=lambda c, given=given: given).cost(candidate).adapter_params == 3

@@ -73,7 +73,7 @@ units = st.builds(
     seed=whole,
     plan=st.none() | plans,
     head_params=whole,
-    split=st.sampled_from(["validation", "test"]),
+    splits=st.sampled_from([("validation",), ("test", "validation")]),
     adapter_dir=names,
 )
 outcomes = st.builds(

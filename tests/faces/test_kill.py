@@ -20,7 +20,7 @@ TRIALS = 6
 
 def begin(small: dict[str, Any], run: Path, **changes: Any) -> Driver:
     """Start a search on two Ray workers, and wait for its first record."""
-    fields = {**small, "executor": "ray", "workers": 2, "trials": TRIALS, "steps": 40, **changes}
+    fields = {**small, "executor": "ray", "workers": 2, "trials": TRIALS, "steps": 40, "rungs": "off", **changes}
     driver = start(run, *options(fields))
     assert driver.wait_until(lambda: bool(record_lines(run))), driver.said()
     return driver

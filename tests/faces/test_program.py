@@ -24,7 +24,7 @@ def numbers(run: Path) -> list[int]:
 def interrupted(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, list[int]]:
     """A run that Ctrl-C ended within its second trial: its folder, exit code, log, and records at that time."""
     folder = tmp_path_factory.mktemp("interrupted")
-    fields = {**small, "steps": 100}
+    fields = {**small, "steps": 100, "rungs": "off"}
     process = start_program("search", *options(fields), "--out", "run", folder=folder, log=folder / "log")
     wait_for("trial 1 started", folder / "log", process)
     os.killpg(process.pid, signal.SIGINT)

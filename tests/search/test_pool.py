@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -69,3 +70,16 @@ def test_a_space_of_few_candidates_gives_them_all_and_ends():
     assert all(is_of(problem, candidate) for candidate in found)
     assert len(Pool(problem).mutants(found[:1], 50, Random(0))) <= 2
     assert Pool(problem).mutants([], 5, Random(0)) == []
+
+
+def test_every_member_of_a_family_is_mutated_as_often():
+    layers = {f"l{i}.rank": {"ordinal": list(range(9)), "default": 4} for i in range(8)}
+    space = parse_space({"parameters": {"rate": {"low": 0.0, "high": 1.0}, **layers}})
+    problem = Problem(space, THREE, own_cost=lambda c: 1 + sum(int(v) for n, v in c.values.items() if n != "rate"))
+    parent, changed = space.complete({"rate": 0.5}), Counter()
+    for seed in range(12):
+        for mutant in Pool(problem).mutants([parent], 100, Random(seed)):
+            different = [name for name in layers if mutant[name] != parent[name]]
+            changed.update(different if len(different) == 1 else ())
+    assert len(changed) == 8
+    assert max(changed.values()) < 2 * min(changed.values())

@@ -99,7 +99,8 @@ def test_a_unit_of_no_steps_is_judged_as_it_begins(setting, workers):
 def test_a_unit_is_judged_on_its_split(setting, workers):
     anatomy = setting["llama"][2]
     validation, test = (
-        workers["llama"].run(make_unit(anatomy, METHOD_VALUES["ia3"], split=split)) for split in ("validation", "test")
+        workers["llama"].run(make_unit(anatomy, METHOD_VALUES["ia3"], splits=(split,)))
+        for split in ("validation", "test")
     )
     assert validation.curve == test.curve
     assert validation.metrics != test.metrics
