@@ -17,6 +17,7 @@ from autopeft.errors import RequestError
 from autopeft.estimate import Estimate, estimates, read_candidates
 from autopeft.execute.function import TrainFunction
 from autopeft.finals import kept
+from autopeft.labels import show_prior
 from autopeft.limits import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
@@ -197,7 +198,7 @@ def _search_in(
     limited = {"trials": request.trials, "time": request.time, "steps_total": request.steps_total}
     sitting = replace(info, request={**info.request, **limited})
     view.started(sitting, run.records, front(run.records, problem.objectives))
-    for note in info.data.get("notes", ()):
+    for note in (*info.data.get("notes", ()), *map(show_prior, info.prior)):
         view.note(note)
     if info.anatomy is not None:
         from autopeft.trial.prepared import read_prepared

@@ -12,6 +12,7 @@ import yaml
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
+from autopeft.earlier import priors_of, read_earlier
 from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
 from autopeft.forecast import prediction
@@ -61,6 +62,7 @@ def assemble(
     Raises:
         AutopeftError: Of the kind that says what is wrong, and what to do.
     """
+    earlier = read_earlier(request.warm_from)
     fields: dict[str, Any] = {
         # This is shown in the report, which people share; request.yaml keeps the URL whole, for resume.
         "request": {**request.model_dump(), "storage": _without_password(request.storage)},
@@ -84,7 +86,9 @@ def assemble(
         objectives=tuple({"name": o.name, "goal": o.goal, "unit": o.unit} for o in chosen),
         hardware=hardware(),
     )
-    return Assembly(info, _problem(info, chosen, cost), prepared)
+    problem = _problem(info, chosen, cost)
+    prior = priors_of(earlier, info, problem)
+    return Assembly(replace(info, prior=prior), replace(problem, prior=prior), prepared)
 
 
 def _without_password(url: str | None) -> str | None:
@@ -159,7 +163,10 @@ def _problem(info: RunInfo, objectives: tuple[Objective, ...], cost: CostFunctio
         raise RequestError(f"space: {spread[0]}: `per` needs a model; a custom runner has none")
     limits = info.parameter_limit, info.memory_limit_bytes
     predicted = None if anatomy is None else prediction(info, anatomy)
-    return Problem(space, objectives, anatomy, cost, *limits, recipe=recipe, base=base, predicted_bytes=predicted)
+    return Problem(
+        space, objectives, anatomy, cost, *limits,
+        recipe=recipe, base=base, predicted_bytes=predicted, prior=info.prior,
+    )  # fmt: skip
 
 
 def _objectives(request: SearchRequest, metric: str | None, own: Sequence[Objective]) -> tuple[Objective, ...]:

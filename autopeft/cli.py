@@ -65,6 +65,9 @@ REQUEST: dict[str, Any] = {
     "sampler": _option(
         str | None, _LIMITS, "Engine that proposes candidates: known-cost, autopeft, tpe, nsga2, random."
     ),
+    "warm_from": _option(
+        list[Path] | None, _LIMITS, "Run directory of an earlier search, to look where it found good ones; repeatable."
+    ),
     "steps": _option(int | None, _TRAINING, "Optimiser steps a trial."),
     "batch_size": _option(int | None, _TRAINING, "Rows an optimiser step."),
     "max_length": _option(int | None, _TRAINING, "Tokens a row is cut to."),
@@ -136,6 +139,8 @@ def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
         given["objectives"] = [name.strip() for name in given["objectives"].split(",") if name.strip()]
     if "bits" in given:
         given["bits"] = [int(b) if b.strip().isdecimal() else b for b in given["bits"].split(",")]
+    if "warm_from" in given:
+        given["warm_from"] = [str(path) for path in given["warm_from"]]
     if "out" in given:
         given["out"] = str(given["out"])
     stored = read_fields(options["config"]) if options.get("config") is not None else {}

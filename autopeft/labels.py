@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from autopeft.anatomy import KINDS
 from autopeft.recipe import DIMENSIONS
-from autopeft.records import Candidate, Scalar, TrialRecord
+from autopeft.records import Candidate, Prior, Scalar, TrialRecord
 from autopeft.units import show_bytes, show_count, show_seconds
 
 _SHORT = {
@@ -83,6 +83,19 @@ def show_rate(rate: float) -> str:
     """
     mantissa, exponent = f"{rate:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def show_prior(prior: Prior) -> str:
+    """Say what was taken from an earlier run.
+
+    >>> show_prior(Prior("runs/a", (Candidate({"rank": 8}),), (0.0,), skipped=2, differs=("data",)))
+    'warm-started from 1 trial of runs/a, a prior and no results; 2 more say nothing here; another run in: data'
+    """
+    count = len(prior.candidates)
+    parts = [f"warm-started from {count} trial{'s' if count > 1 else ''} of {prior.run}, a prior and no results"]
+    parts += [f"{prior.skipped} more say nothing here"] if prior.skipped else []
+    parts += [f"another run in: {', '.join(prior.differs)}"] if prior.differs else []
+    return one_line("; ".join(parts))
 
 
 def one_line(text: object) -> str:

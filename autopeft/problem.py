@@ -16,7 +16,7 @@ from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import Objective
 from autopeft.recipe import CUSTOMARY, conflict, conflict_with, format_of, recipe_of
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar, digest
+from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Prior, Recipe, Scalar, digest
 from autopeft.space import Space, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
 
@@ -71,6 +71,7 @@ class Problem:
         recipe: How every candidate is trained that does not say otherwise; its learning rate is not used.
         base: How the base is held likewise; None for the checkpoint's bits.
         predicted_bytes: Plan -> predicted peak memory of its training; None where nothing predicts it.
+        prior: What earlier runs say of candidates of this one.
     """
 
     space: Space
@@ -82,6 +83,7 @@ class Problem:
     recipe: Recipe = CUSTOMARY
     base: BaseFormat | None = None
     predicted_bytes: Callable[[AdapterPlan], int] | None = None
+    prior: tuple[Prior, ...] = ()
 
     def plan(self, candidate: Candidate) -> AdapterPlan | None:
         """Give the adapter that a candidate means; None with a custom runner."""

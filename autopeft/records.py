@@ -379,6 +379,33 @@ class TrialRecord(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class Prior(_Plain):
+    """What an earlier run says of candidates of this one: which were the better ones there, and no result of any.
+
+    Attributes:
+        run: Where it was read; it is not needed any more.
+        candidates: ``(n_trials,)``: of the space of this run.
+        scores: ``(n_trials,)``: how good each was in that run, smaller is better: the standard normal's quantile at
+            its rank, so that neither the metric's scale nor the length of the trainings matters.
+        skipped: Its trials that say nothing here: without a result that counts, or not of this run's space.
+        differs: In what that run was another, in words.
+    """
+
+    run: str
+    candidates: tuple[Candidate, ...]
+    scores: tuple[float, ...]
+    skipped: int = 0
+    differs: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
+        prior = super(Prior, cls).from_dict(data)
+        candidates = tuple(map(Candidate.from_dict, data["candidates"]))
+        return replace(prior, candidates=candidates, scores=tuple(prior.scores), differs=tuple(prior.differs))
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo(_Plain):
     """What was run: everything about a run that is not a trial; `run.json` in the run directory.
 
@@ -393,6 +420,7 @@ class RunInfo(_Plain):
         parameter_limit, memory_limit_bytes: The budget as numbers; None for no limit.
         versions: Package -> version.
         hardware: What the machine is, name -> text.
+        prior: What was taken from earlier runs.
     """
 
     request: Mapping[str, Any]
@@ -406,13 +434,16 @@ class RunInfo(_Plain):
     model: Mapping[str, Any] = field(default_factory=dict)
     parameter_limit: int | None = None
     memory_limit_bytes: int | None = None
+    prior: tuple[Prior, ...] = ()
     schema: int = SCHEMA_VERSION
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild from `to_dict`, or from JSON, which knows no tuples."""
         info = super(RunInfo, cls).from_dict(data)
-        return replace(info, objectives=tuple(info.objectives))
+        return replace(
+            info, objectives=tuple(info.objectives), prior=tuple(map(Prior.from_dict, data.get("prior", ())))
+        )
 
 
 def _finite_or_text(value: Any) -> Any:

@@ -68,6 +68,9 @@ class SearchRequest(Dimensions):
     metric: str | None = Field(None, description="the measure of quality; by default accuracy, or loss for texts")
     objectives: list[str] = Field(["quality", "params", "memory"], description="what to optimise")
     sampler: str = Field("known-cost", description="engine that proposes candidates")
+    warm_from: list[str] = Field(
+        default_factory=list, description="folders of earlier runs, which tell the engine where to look first"
+    )
     executor: Literal["ray", "local"] = Field("ray", description="where trials run")
     workers: Annotated[int, Field(ge=1)] | None = Field(None, description="trials at once; by default what fits")
     together: Annotated[int, Field(ge=1, le=16)] = Field(
@@ -147,6 +150,14 @@ class SearchRequest(Dimensions):
             raise ValueError(f"{', '.join(value)}: an objective is named twice")
         return value
 
+    @field_validator("warm_from", mode="before")
+    @classmethod
+    def _warm_from(cls, value: object) -> object:
+        paths = list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
+        if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+            raise ValueError(f"{twice[0]} is named twice; name it once")
+        return paths
+
     @model_validator(mode="after")
     def _together(self) -> SearchRequest:
         faults = []
@@ -159,6 +170,8 @@ class SearchRequest(Dimensions):
             faults.append(f"rungs: {self.rungs[-1]} is beyond the {self.steps} steps of a trial; raise --steps")
         if self.until_converged and self.sampler != "known-cost":
             faults.append(f"until_converged: {self.sampler} expects nothing; use --sampler known-cost, or drop it")
+        if self.warm_from and self.sampler != "known-cost":
+            faults.append(f"warm_from: {self.sampler} knows no earlier runs; use --sampler known-cost, or drop it")
         if self.steps_total is not None and self.steps_total < self.steps:
             faults.append(f"steps_total: {self.steps_total} does not hold the {self.steps} steps of a trial; raise it")
         if self.executor == "local" and self.ray_address is not None:

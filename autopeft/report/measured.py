@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from statistics import median
 
+from autopeft.labels import show_prior
 from autopeft.report.context import Context, Section, fill, pretty
 from autopeft.report.words import MEMORY_KINDS
 
@@ -59,6 +60,10 @@ def _measures(context: Context) -> Rows:
             "parameters, bytes and seconds by their logarithm; quality weighs as much as all the others together.",
         )
     )
+    rows += [
+        ("Earlier run", f"{show_prior(prior)}. The engine learned from its own trials how far to follow it.")
+        for prior in context.info.prior
+    ]
     return rows
 
 

@@ -47,9 +47,13 @@ class Results:
         x: ``(n_done, n_columns)``: features of what has results.
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
         costs: ``(n_done,)``: the trained parameters as counted beforehand.
-        failed, running: Features of what failed, and of what is under way; with the costs of the latter.
+        failed: Features of what failed.
         partial: Of what has results: step -> held-out loss there, where it was measured.
-        paused, paused_partial: Features of what has only partial results, and those.
+        unfinished, unfinished_costs, unfinished_partial: The same of what is under way or has paused.
+        running: ``(n_unfinished,)``: which of these are under way.
+        guess: ``(n_done, n_runs)``: what each earlier run would have led one to expect of what has results.
+        earlier: Features of trials of earlier runs.
+        earlier_guess: ``(n_earlier, n_runs)``: what its own run makes of each; NaN for the other runs.
     """
 
     numbers: tuple[int, ...]
@@ -58,11 +62,14 @@ class Results:
     losses: Array
     costs: Array
     failed: Array
-    running: Array
-    running_costs: Array
     partial: Sequence[Mapping[int, float]]
-    paused: Array
-    paused_partial: Sequence[Mapping[int, float]]
+    unfinished: Array
+    unfinished_costs: Array
+    unfinished_partial: Sequence[Mapping[int, float]]
+    running: NDArray[np.bool_]
+    guess: Array
+    earlier: Array
+    earlier_guess: Array
 
 
 class Scale:
@@ -109,8 +116,24 @@ class Hyperparameters:
             rows = chosen_rows(on, FITTED)
             scale = _scales(self._objectives, losses, on, by_ratio=True)[j]
             self._known = {k: v for k, v in self._known.items() if k[0] != j}
-            self._known[key] = fit_hyperparameters(self._kernel, results.x[:n][rows], scale(losses[rows, j]))
+            x, target = results.x[:n][rows], scale(losses[:, j])
+            y, noise = target[rows], np.zeros(len(rows))
+            if self._objectives[j] is quality_objective(self._objectives):
+                expected, doubt = expected_from_earlier(results.guess[:n], target, results.earlier_guess)
+                x, y, noise = _joined((x, y, noise), (results.earlier, expected, doubt))
+            self._known[key] = fit_hyperparameters(self._kernel, x, y, noise=noise)
         return self._known[key]
+
+
+Rows = tuple[Array, Array, Array]
+"""Features, targets, and the deviations known of the targets beside the noise of all."""
+
+
+def _joined(rows: Rows, others: Rows) -> Rows:
+    """Put rows together, but those of which nothing can be said."""
+    told = np.isfinite(others[1])
+    x, y, noise = (np.concatenate([a, b[told]]) for a, b in zip(rows, others, strict=True))
+    return x, y, noise
 
 
 def _scales(objectives: Sequence[Objective], losses: Array, on: NDArray[np.bool_], *, by_ratio: bool) -> list[Scale]:
@@ -147,20 +170,24 @@ class Belief:
                 continue
             theta = hyperparameters.of(j, results)
             x, y, noise = results.x[rows], target[rows], np.zeros(len(rows))
+            guessed = results.running
             if j == quality:
-                expected, doubt = expected_from_partial(results.partial, target, results.paused_partial)
-                told = np.isfinite(expected)
-                x = np.concatenate([x, results.paused[told]])
-                y, noise = np.concatenate([y, expected[told]]), np.concatenate([noise, doubt[told]])
+                expected, doubt = expected_from_partial(results.partial, target, results.unfinished_partial)
+                x, y, noise = _joined((x, y, noise), (results.unfinished, expected, doubt))
+                guessed = guessed & np.isnan(expected)  # once is enough, and with the doubt that there is
+                expected, doubt = expected_from_earlier(results.guess, target, results.earlier_guess)
+                x, y, noise = _joined((x, y, noise), (results.earlier, expected, doubt))
             model = condition(kernel, theta, x, y, noise=noise)
-            if len(results.running):
+            if guessed.any():
                 # What is under way will turn out as expected: nothing is learned but that it need not be tried again.
-                x, y = np.concatenate([x, results.running]), np.concatenate([y, model.predict(results.running)[0]])
-                model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(results.running))]))
+                new = results.unfinished[guessed]
+                x, y = np.concatenate([x, new]), np.concatenate([y, model.predict(new)[0]])
+                model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(new))]))
             self.models.append(model)
         self._success = _success_model(kernel, results, rows)
         means, _ = self.predict(
-            np.concatenate([results.x, results.running]), np.concatenate([results.costs, results.running_costs])
+            np.concatenate([results.x, results.unfinished[results.running]]),
+            np.concatenate([results.costs, results.unfinished_costs[results.running]]),
         )
         self.front = means
         # Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever
@@ -219,6 +246,37 @@ def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) ->
     return condition(kernel, fit_hyperparameters(kernel, x[of_each], y[of_each]), x, y)
 
 
+def expected_from_earlier(guess: Array, target: Array, earlier: Array) -> tuple[Array, Array]:
+    """Say what trials of earlier runs lead one to expect here: a straight line from what their run makes of them.
+
+    It is learned from the candidates that have results here. What these lie off it is the doubt of all that an earlier
+    run says: one that ranks otherwise is no more than noise, and so is any run, the further this search gets from it.
+
+    Args:
+        guess: ``(n_done, n_runs)``: what earlier runs make of what has results.
+        target: ``(n_done,)``: what it came to.
+        earlier: ``(n_earlier, n_runs)``: what runs make of their own trials, else NaN.
+
+    Returns:
+        Expectation and deviation, ``(n_earlier,)`` each; NaN where there are too few results.
+    """
+    expected, deviation = np.full(len(earlier), np.nan), np.full(len(earlier), np.nan)
+    for here, there in zip(guess.T, earlier.T, strict=True):
+        told = np.isfinite(there)
+        if len(target) >= _PAIRS:
+            (intercept, slope), off = _line(here, target)
+            expected[told], deviation[told] = intercept + slope * there[told], off
+    return expected, deviation
+
+
+def _line(x: Array, y: Array) -> tuple[Array, float]:
+    """Fit a straight line: intercept and slope, and the deviation of what lies off it."""
+    columns = np.stack([np.ones(len(x)), x], axis=1)
+    line, *_ = np.linalg.lstsq(columns, y, rcond=None)
+    residuals = y - columns @ line
+    return np.asarray(line), float(residuals @ residuals / (len(x) - 2)) ** 0.5
+
+
 def expected_from_partial(
     known: Sequence[Mapping[int, float]], target: Array, partial: Sequence[Mapping[int, float]]
 ) -> tuple[Array, Array]:
@@ -230,25 +288,22 @@ def expected_from_partial(
     Args:
         known: ``(n_done,)``: step -> held-out loss of finished trials.
         target: ``(n_done,)``: what they came to.
-        partial: ``(n_paused,)``: step -> held-out loss of those that are not finished.
+        partial: ``(n_unfinished,)``: step -> held-out loss of those that are not finished; empty where there is none.
 
     Returns:
-        Expectation and deviation, ``(n_paused,)`` each; NaN where too few trials have gone on from that step.
+        Expectation and deviation, ``(n_unfinished,)`` each; NaN where too few trials have gone on from that step.
     """
     expected, deviation = np.full(len(partial), np.nan), np.full(len(partial), np.nan)
-    for step in sorted({max(curve) for curve in partial}):
+    for step in sorted({max(curve) for curve in partial if curve}):
         pairs = [(curve[step], end) for curve, end in zip(known, target, strict=True) if step in curve]
-        at = [i for i, curve in enumerate(partial) if max(curve) == step]
+        at = [i for i, curve in enumerate(partial) if curve and max(curve) == step]
         values = np.array([*(loss for loss, _ in pairs), *(partial[i][step] for i in at)])
         if len(pairs) < _PAIRS or not np.isfinite(values).all():
             continue
         early, ends = _compressed(values, len(pairs)), np.array([end for _, end in pairs])
-        lines = np.stack([np.ones(len(early)), early], axis=1)
-        line, *_ = np.linalg.lstsq(lines[: len(pairs)], ends, rcond=None)
-        residuals = ends - lines[: len(pairs)] @ line
+        (intercept, slope), deviation[at] = _line(early[: len(pairs)], ends)
         # Nobody is expected to become better or worse than anybody was.
-        expected[at] = np.clip(lines[len(pairs) :] @ line, ends.min(), ends.max())
-        deviation[at] = (float(residuals @ residuals) / (len(pairs) - 2)) ** 0.5
+        expected[at] = np.clip(intercept + slope * early[len(pairs) :], ends.min(), ends.max())
     return expected, deviation
 
 

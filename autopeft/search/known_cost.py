@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 
 import numpy as np
@@ -21,6 +22,7 @@ from autopeft.search.belief import Belief, Hyperparameters, Results
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool
+from autopeft.search.prior import EarlierRuns
 from autopeft.search.surrogate import Array
 
 _PARENTS = 24
@@ -56,9 +58,11 @@ class KnownCost:
         self._problem, self._seed, self._options = problem, seed, options
         self._pool = Pool(problem, count=self._adapter_params)
         self._features = Features(problem.space, with_cost=problem.is_counted)
-        self._hyperparameters = Hyperparameters(problem.objectives, self._features.kernel)
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
         self._lot: tuple[int, list[Candidate]] = (-1, [])
+        kernel = self._features.kernel
+        self._earlier = EarlierRuns(problem, kernel, rows=self.rows, costs=self.costs)
+        self._hyperparameters = Hyperparameters(problem.objectives, kernel)
         self.expected_gain: float | None = None
         """What the last proposal was expected to add to the front, as a share of its volume; None without a model."""
 
@@ -69,9 +73,10 @@ class KnownCost:
         random = Random(f"{self._seed} {number}")
         done, results = self._results(trials)
         if len(done) < STARTUP:
-            return next((c for c in self._pool.fresh(32, random) if accepts(c)), None)
+            drawn = chain(self._earlier.elite[:STARTUP], self._pool.fresh(32, random))
+            return next((c for c in drawn if accepts(c)), None)
         belief = self._believe(results, by_ratio=number % 2 == 0)
-        candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random)
+        candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
         scores = self._score(belief, candidates)
         parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
         for _ in range(self._options.rounds if self._options.mutations else 0):
@@ -83,8 +88,9 @@ class KnownCost:
 
     def _believe(self, results: Results, *, by_ratio: bool) -> Belief:
         """Give the belief; costs are compared by ratio and by difference in turn, as some look at them and others."""
-        kernel = self._features.kernel
-        return Belief(self._problem.objectives, kernel, results, self._hyperparameters, by_ratio=by_ratio)
+        return Belief(
+            self._problem.objectives, self._features.kernel, results, self._hyperparameters, by_ratio=by_ratio
+        )
 
     def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:
         return belief.score(self.rows(candidates), self.costs(candidates)) if candidates else np.zeros(0)
@@ -103,25 +109,31 @@ class KnownCost:
         complete = [trial for trial in trials if trial.state == "complete"]
         done = [trial.candidate for trial in complete]
         failed = [trial.candidate for trial in trials if trial.state == "failed"]
-        running = [trial.candidate for trial in trials if trial.state == "running"]
+        unfinished = [
+            trial for trial in trials if trial.state == "running" or (trial.state == "paused" and trial.partial)
+        ]
         objectives = self._problem.objectives
         losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
         losses = losses.reshape(len(done), len(objectives))
         costs = self.costs(done)
         exact = self._options.known_costs and self._problem.is_counted
-        paused = [trial for trial in trials if trial.state in ("running", "paused") and trial.partial]
+        begun = [trial.candidate for trial in unfinished]
+        x = self.rows(done)
         return done, Results(
             numbers=tuple(trial.number for trial in complete),
             known=np.array([exact and bool(np.allclose(column, costs, rtol=1e-9, atol=0)) for column in losses.T]),
-            x=self.rows(done),
+            x=x,
             losses=losses,
             costs=costs,
             failed=self.rows(failed),
-            running=self.rows(running),
-            running_costs=self.costs(running),
             partial=[trial.partial for trial in complete],
-            paused=self.rows([trial.candidate for trial in paused]),
-            paused_partial=[trial.partial for trial in paused],
+            unfinished=self.rows(begun),
+            unfinished_costs=self.costs(begun),
+            unfinished_partial=[trial.partial for trial in unfinished],
+            running=np.array([trial.state == "running" for trial in unfinished], dtype=np.bool_),
+            guess=self._earlier.guess(x),
+            earlier=self._earlier.x,
+            earlier_guess=self._earlier.own_guess,
         )
 
     def costs(self, candidates: Sequence[Candidate]) -> Array:

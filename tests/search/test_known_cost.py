@@ -189,6 +189,26 @@ def test_a_paused_candidate_is_judged_by_what_it_has_shown():
     assert ahead(0.0, 2.5) > ahead() > ahead(2.5, 0.0)
 
 
+def test_a_partial_result_counts_once():
+    """What has paused is known as far as it has shown, with the doubt of that; not again as if it had ended so."""
+    wobble = np.random.default_rng(5).standard_normal(15)
+
+    def curve(trial, off):
+        return Observed(trial.number, "complete", trial.candidate, trial.values, {10: 3 - trial.values[0] / 2 + off})
+
+    done = [curve(trial, off) for trial, off in zip(observed(15), wobble, strict=True)]
+    candidate = Candidate({"x": 0.05, "size": 20})
+    engine = KnownCost(problem_of(), seed=0)
+
+    def deviation(state, partial):
+        _, results = engine._results([*done, Observed(20, state, candidate, (), partial)])
+        belief = engine._believe(results, by_ratio=True)
+        return belief.predict(engine.rows([candidate]), engine.costs([candidate]))[1][0, 0]
+
+    assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))
+    assert deviation("running", {}) < 0.8 * deviation("running", {10: 2.0})  # nothing shown: taken to end as expected
+
+
 def test_partial_results_are_read_by_those_that_went_on():
     known = [{5: float(loss)} for loss in range(6)]
     target = np.array([2.0 * loss + 1 for loss in range(6)])
