@@ -85,7 +85,7 @@ def _differences(info: RunInfo, other: RunInfo) -> tuple[str, ...]:
     """Say in what an earlier run was another, as far as it moves what is best."""
     pairs = {
         "model": (info.model.get("name"), other.model.get("name")),
-        "data": (info.data.get("fingerprint"), other.data.get("fingerprint")),
+        "data": (info.data.get("name"), other.data.get("name")),
         "steps a trial": (info.request.get("steps"), other.request.get("steps")),
     }
     return tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)

@@ -120,7 +120,7 @@ def test_layers_of_another_model_are_met_by_their_place(llama: Anatomy):
 
 
 def test_what_was_another_run_is_said():
-    other = {"request": {"steps": 9}, "model": {"name": "m"}, "data": {"fingerprint": "f"}}
+    other = {"request": {"steps": 9}, "model": {"name": "m"}, "data": {"name": "rows"}}
     records = [record(0, {"kind": "a", "size": 1}, 1.0)]
     assert prior_from(records, **other).differs == ("model", "data", "steps a trial")
     assert prior_from(records).differs == ()

@@ -265,7 +265,9 @@ def expected_from_earlier(guess: Array, target: Array, earlier: Array) -> tuple[
         told = np.isfinite(there)
         if len(target) >= _PAIRS:
             (intercept, slope), off = _line(here, target)
-            expected[told], deviation[told] = intercept + slope * there[told], off
+            expected[told] = intercept + slope * there[told]
+            apart = (there[told] - here.mean()) ** 2 / max(float(((here - here.mean()) ** 2).sum()), 1e-12)
+            deviation[told] = off * np.sqrt(1 + 1 / len(target) + apart)  # the line itself is uncertain, too
     return expected, deviation
 
 
