@@ -18,7 +18,7 @@ from autopeft.objectives import DEFAULT_METRIC, Objective
 from autopeft.pareto import quality_objective
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Prior, RunInfo, Scalar, TrialRecord
-from autopeft.search.belief import expected_from_partial
+from autopeft.search.expectation import expected_from_partial
 from autopeft.space import Parameter, Space
 from autopeft.store import RunDirectory
 

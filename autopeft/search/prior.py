@@ -1,7 +1,7 @@
 """What earlier runs say of candidates, as the engine takes it: doubtful observations, and where to look first.
 
 Each earlier run is a Gaussian process on its own scores. What that makes of the candidates that have results here shows
-how its scores are to be read, and how far they can be trusted (`belief.expected_from_earlier`).
+how its scores are to be read, and how far they can be trusted (`expectation.expected_from_earlier`).
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ import synthetic
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
 from autopeft.records import Candidate, TrialRecord
-from autopeft.search.belief import expected_from_partial
 from autopeft.search.engine import Observed
 from autopeft.search.engine_sampler import EngineSampler
+from autopeft.search.expectation import expected_from_partial
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.nehvi import Nehvi
 from autopeft.search.study import Study
