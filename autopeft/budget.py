@@ -22,11 +22,9 @@ class _Sizes:
     def __init__(self, space: Space, candidate: Candidate) -> None:
         self.candidate = candidate
         self.values: dict[str, tuple[float, ...]] = {
-            p.name: p.domain.values
-            for p in space.active(candidate.values)
-            if p.size and isinstance(p.domain, Ordinal) and p.name in candidate.values
+            p.name: p.domain.values for p in space.of(candidate) if p.size and isinstance(p.domain, Ordinal)
         }
-        self.base = {p.name: p.base for p in space if p.name in self.values}
+        self.base = {name: space.parameter(name).base for name in self.values}
         self.levels = {name: values.index(float(candidate[name])) for name, values in self.values.items()}
         # The lowest level that is not "off".
         self.floor = {name: next((i for i, v in enumerate(values) if v > 0), 0) for name, values in self.values.items()}

@@ -7,7 +7,7 @@ A space is written for any model (`per: layers`, `per: kinds`); `bind` expands i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from random import Random
 from typing import Literal
@@ -62,6 +62,10 @@ class Space:
     layer_groups: int | Literal["each"] = 4
     kinds: tuple[str, ...] | None = None
     description: str = ""
+    _positions: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_positions", {p.name: i for i, p in enumerate(self.parameters)})
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self.parameters)
@@ -72,10 +76,13 @@ class Space:
         Raises:
             UnknownNameError: If there is none.
         """
-        for parameter in self.parameters:
-            if parameter.name == name:
-                return parameter
-        raise unknown(name, [p.name for p in self.parameters], what="parameter")
+        if name not in self._positions:
+            raise unknown(name, [p.name for p in self.parameters], what="parameter")
+        return self.parameters[self._positions[name]]
+
+    def of(self, candidate: Candidate) -> list[Parameter]:
+        """Give the parameters that a candidate has values of, in the space's order."""
+        return [self.parameters[i] for i in sorted(self._positions[name] for name in candidate.values)]
 
     def narrow(self, name: str, keep: Iterable[Scalar]) -> Space:
         """Keep only some values of a Choices parameter; what hangs on a dropped value stays, never active.

@@ -67,12 +67,12 @@ def _stories() -> dict[str, Any]:
 
 
 def _minilm() -> dict[str, Any]:
-    return {"steps": 36, "batch_size": 8, "max_length": 16, "eval_rows": 96}
+    return {"steps": 81, "batch_size": 8, "max_length": 16, "eval_rows": 128}
 
 
 SUBJECTS = {
     "stories260k-e2e": Subject(_stories, (4, 8, 12, 24, 36), (0.002, 0.005, 0.01, 0.02, 0.05, 0.1), 660, 14),
-    "minilm-docstrings": Subject(_minilm, (4, 12, 36), (0.0003, 0.001, 0.003, 0.01, 0.02), 320, 14),
+    "minilm-docstrings": Subject(_minilm, (9, 27, 81), (0.0003, 0.001, 0.003, 0.01, 0.02), 308, 14),
 }
 
 

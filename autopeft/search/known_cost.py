@@ -14,6 +14,7 @@ from itertools import chain
 from random import Random
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
@@ -50,6 +51,9 @@ class Options:
 
 ALL_PARTS = Options()
 
+_on_one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
+"""The matrices are small, and the workers train on the cores meanwhile: more threads only wait for each other."""
+
 
 class KnownCost:
     """Proposes candidates of one problem."""
@@ -66,6 +70,7 @@ class KnownCost:
         self.expected_gain: float | None = None
         """What the last proposal was expected to add to the front, as a share of its volume; None without a model."""
 
+    @_on_one_thread
     def propose(
         self, trials: Sequence[Observed], *, number: int, accepts: Callable[[Candidate], bool]
     ) -> Candidate | None:

@@ -40,6 +40,7 @@ class Pool:
                 for value in values:
                     self._children.setdefault((name, value), []).append(parameter)
         self._family = {member.name: family for family in families(problem.space) for member in family.members}
+        self._below: dict[tuple[str, Scalar], list[str]] = {}
 
     def fresh(self, count: int, random: Random) -> list[Candidate]:
         """Draw different candidates anew; fewer than asked for where there are hardly more."""
@@ -103,27 +104,40 @@ class Pool:
                 name = random.choice(random.choice(list(members.values())))
             if name in said:
                 said[name] = _neighbour(self._family[name].domain, said[name], random)
-        if self._is_parent_changed(parent.values, said):
-            said |= self._carried(parent.values)
+        if changed := [new for new in said.items() if new in self._children and new not in parent.values.items()]:
+            said |= self._carried(parent.values, changed)
         return self._complete(said, random)
 
-    def _is_parent_changed(self, before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> bool:
-        return any((name, value) in self._children for name, value in after.items() if before.get(name) != value)
+    def _carried(self, values: Mapping[str, Scalar], changed: Sequence[tuple[str, Scalar]]) -> dict[str, Scalar]:
+        """Give a parent's settings to what plays their role elsewhere: rank stays rank when the method changes.
 
-    def _carried(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Give a parent's settings to what plays their role elsewhere: rank stays rank when the method changes."""
+        Args:
+            changed: Names and values on which other parameters hang that the parent does not have.
+        """
         role: dict[str, list[Scalar]] = {}
         for name, value in values.items():
             if self._family[name].conditional:
                 role.setdefault(self._family[name].role, []).append(value)
         carried: dict[str, Scalar] = {}
-        for name, family in self._family.items():
-            if name not in values and family.conditional and (known := role.get(family.role)):
+        for name in (name for new in changed for name in self._all_below(new) if name not in values):
+            family = self._family[name]
+            if known := role.get(family.role):
                 position = [m.name for m in family.members].index(name)
                 value = known[position * len(known) // len(family.members)]
                 if family.domain.holds(value):
                     carried[name] = value
         return carried
+
+    def _all_below(self, value: tuple[str, Scalar]) -> list[str]:
+        """Give the names of all that may exist because a parameter has a value."""
+        if value not in self._below:
+            name, said = value
+            below: dict[str, None] = {}
+            for parameter in self._problem.space:  # what hangs on another comes after it
+                if said in parameter.when.get(name, ()) or not below.keys().isdisjoint(parameter.when):
+                    below[parameter.name] = None
+            self._below[value] = list(below)
+        return self._below[value]
 
 
 def _neighbour(domain: Choices | Ordinal | Real | Whole, value: Scalar, random: Random) -> Scalar:
