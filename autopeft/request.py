@@ -1,4 +1,7 @@
-"""SearchRequest: one schema for YAML, command line and Python; it reports all its faults at once."""
+"""SearchRequest: one schema for YAML, command line and Python; it reports all its faults at once.
+
+Over 300 lines, for a schema is read in one place.
+"""
 
 from __future__ import annotations
 

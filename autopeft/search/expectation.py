@@ -18,8 +18,10 @@ _PAIRS = 5
 def expected_from_earlier(guess: Array, target: Array, earlier: Array) -> tuple[Array, Array]:
     """Say what trials of earlier runs lead one to expect here: a straight line from what their run makes of them.
 
-    It is learned from the candidates that have results here. What these lie off it is the doubt of all that an earlier
-    run says: one that ranks otherwise is no more than noise, and so is any run, the further this search gets from it.
+    It is learned from the candidates that have results here. What these lie off it is the doubt of what an earlier run
+    says. Its trials may all err alike, so they are a power prior (Ibrahim and Chen, 2000): their likelihood counts with
+    the share of the variance here that the line explains, by which the variance of their noise is divided. A run that
+    explains nothing says nothing.
 
     Args:
         guess: ``(n_done, n_runs)``: what earlier runs make of what has results.
@@ -27,16 +29,17 @@ def expected_from_earlier(guess: Array, target: Array, earlier: Array) -> tuple[
         earlier: ``(n_earlier, n_runs)``: what runs make of their own trials, else NaN.
 
     Returns:
-        Expectation and deviation, ``(n_earlier,)`` each; NaN where there are too few results.
+        Expectation and deviation, ``(n_earlier,)`` each; NaN where results are too few, or nothing is explained.
     """
     expected, deviation = np.full(len(earlier), np.nan), np.full(len(earlier), np.nan)
+    if len(target) < _PAIRS or not np.ptp(target):
+        return expected, deviation
     for here, there in zip(guess.T, earlier.T, strict=True):
         told = np.isfinite(there)
-        if len(target) >= _PAIRS:
-            (intercept, slope), off = _line(here, target)
+        (intercept, slope), off = _line(here, target)
+        if (explained := 1 - off**2 / float(target.var(ddof=1))) > 0:
             expected[told] = intercept + slope * there[told]
-            apart = (there[told] - here.mean()) ** 2 / max(float(((here - here.mean()) ** 2).sum()), 1e-12)
-            deviation[told] = off * np.sqrt(1 + 1 / len(target) + apart)  # the line itself is uncertain, too
+            deviation[told] = off / explained**0.5
     return expected, deviation
 
 

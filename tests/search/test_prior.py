@@ -14,6 +14,7 @@ from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Prior, TrialRecord
 from autopeft.search.engine import STARTUP, Observed
+from autopeft.search.expectation import expected_from_earlier
 from autopeft.search.known_cost import KnownCost
 from autopeft.search.study import Study
 from autopeft.space_file import parse_space
@@ -128,3 +129,25 @@ def test_another_engine_object_proposes_the_same_from_the_same_trials():
     assert old.propose(trials, number=20, accepts=lambda c: True) == new.propose(
         trials, number=20, accepts=lambda c: True
     )
+
+
+def test_scores_are_read_by_the_results_that_there_are():
+    """One run ranks as the results do, one the other way round; what is known of each is a line, by least squares."""
+    target = np.array([1.0, 2.0, 4.0, 3.0, 6.0, 5.0, 8.0])
+    guess = np.stack([target / 10 + [0.1, -0.1, 0, 0.1, -0.1, 0, 0], -target], axis=1)
+    own = np.array([[0.5, np.nan], [0.1, np.nan], [np.nan, -20.0]])
+    expected, doubt = expected_from_earlier(guess, target, own)
+    slope, intercept = np.polyfit(guess[:, 0], target, 1)
+    np.testing.assert_allclose(expected, [intercept + slope * 0.5, intercept + slope * 0.1, 20.0])
+    off = ((target - intercept - slope * guess[:, 0]) ** 2).sum() / 5
+    assert doubt[0] == doubt[1] == pytest.approx((off / (1 - off / target.var(ddof=1))) ** 0.5)
+    assert doubt[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_that_explains_nothing_says_nothing():
+    target = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    guess = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    expected, doubt = expected_from_earlier(guess[:, None], target, np.array([[1.0], [0.5]]))
+    assert np.isnan(expected).all()
+    assert np.isnan(doubt).all()
+    assert np.isnan(expected_from_earlier(guess[:4, None], target[:4], np.array([[1.0]]))[0]).all()  # too few
