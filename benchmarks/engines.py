@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aims import EQUIVALENTS, OURS, WITHOUT_RUNGS, Curves, aims_table, median_table
+from aims import EQUIVALENTS, OURS, WITHOUT_RUNGS, Curves, ablation_table, aims_table, median_table
 from landscape import PaperRunner, PaperTrainer, make_landscape
 from optuna.samplers import BaseSampler
 from peers import PEERS, Spent
@@ -126,7 +126,8 @@ def main() -> None:
         return
     if args.table:
         curves = Curves.read(args.out / "engines.csv")
-        print("\n\n".join(table(curves, key) for key in curves.subjects for table in (median_table, aims_table)))
+        tables = (median_table, ablation_table, aims_table)
+        print("\n\n".join(table(curves, key) for key in curves.subjects for table in tables))
         return
     known = engines()
     for key in args.subjects:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aims import Curves, aims_table
+from aims import Curves, ablation_table, aims_table
 from engines import through_study
 from landscape import Landscape, PaperTrainer
 from live import LiveTrainer
@@ -324,9 +324,11 @@ def _curves(**volumes):
     every = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192)
     rows = []
     for name, seeds in volumes.items():
-        for values in seeds:
+        for seed, values in enumerate(seeds):
             row = {"subject": "s", "engine": name.replace("_", "-").replace("study-", "study:")}
-            rows.append(row | {f"hv_{n}": str(values(n)) if values(n) is not None else "" for n in every})
+            shown = {n: str(values(n)) if values(n) is not None else "" for n in every}
+            figures = {f"{figure}_{n}": text for n, text in shown.items() for figure in ("hv", "linear", "best")}
+            rows.append(row | {"seed": str(seed)} | figures)
     return Curves(rows)
 
 
@@ -336,6 +338,7 @@ def test_aims_are_told_from_medians():
         study_known_cost_no_rungs=[lambda n: n / 400],
         optunasearch=[lambda n: n / 600],
         tpe=[lambda n: n / 200],
+        autopeft=[lambda n: 1.0 if n <= 32 else None],
     )
     assert curves.median("s", "study:known-cost", 32) == 0.32
     assert curves.median("s", "study:known-cost", 96) == pytest.approx(0.48)
@@ -345,12 +348,22 @@ def test_aims_are_told_from_medians():
     assert curves.steps_to("s", "tpe", 0.97) == math.inf
     found = aims_table(curves, "s").splitlines()[2:]
     assert [line.rsplit("| ", 1)[1] for line in found] == [
-        "0.640, and 0.960: missed |",
-        "0.160, and 0.960: missed |",
+        "0.640 and 0.960: missed |",
+        "0.160 and 0.960: missed |",
         "6.0 times: met |",
-        "not reached at 192, so more than 3.0 times: not told |",
-        "at 16.0: met |",
+        "not reached after 192, so more than 3.0 times: open |",
+        "after 16.0: met |",
     ]
+
+
+def test_an_ablation_compares_equal_seeds():
+    curves = _curves(
+        study_known_cost=[lambda n: 0.2, lambda n: 0.4, lambda n: 0.9],
+        study_known_cost_cold=[lambda n: 0.3, lambda n: 0.8],
+        tpe=[lambda n: 0.5],
+    )
+    [line] = ablation_table(curves, "s").splitlines()[2:]  # gains of .1 and .4: their deviation is .212
+    assert line == "| cold | +0.250 ± 0.150 | +0.250 ± 0.150 | +0.250 ± 0.150 | 2 |"
 
 
 def test_the_rungs_of_a_ranking_that_turns_around():
