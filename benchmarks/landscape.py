@@ -1,4 +1,7 @@
-"""What engines are compared on: trainings that cost steps on paper, and the volume that what they found dominates."""
+"""What engines are compared on: trainings that cost steps on paper, and the volume that what they found dominates.
+
+A training that pauses at a rung and goes on shows the losses of one curve, whose noise belongs to candidate and seed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from peers import Spent
 from recorded import Recorded
 from surrogate import Surrogate
 
@@ -14,10 +18,6 @@ from autopeft.problem import Problem
 from autopeft.records import Candidate, Measurement, WorkUnit
 
 Array = NDArray[np.float64]
-
-
-class Spent(Exception):
-    """No steps are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def make_landscape(recorded: Recorded, surrogate: Surrogate, *, share: float) ->
 
 
 @dataclass(slots=True)
-class Trainer:
+class PaperTrainer:
     """Trains candidates of one search on paper, and keeps the account.
 
     Attributes:
@@ -83,6 +83,16 @@ class Trainer:
     limit: int
     spent: int = 0
     finished: list[tuple[int, Candidate, float]] = field(default_factory=list)
+
+    @property
+    def problem(self) -> Problem:
+        """What is searched."""
+        return self.landscape.problem
+
+    @property
+    def reference(self) -> list[float]:
+        """Objectives that are worth nothing."""
+        return [float(value) for value in self.landscape.reference]
 
     @property
     def full(self) -> int:
@@ -99,24 +109,24 @@ class Trainer:
             raise Spent
         self.spent += steps
 
-    def losses(self, candidate: Candidate) -> dict[int, float]:
-        """Give what is measured at each rung; who looks at a rung pays for its steps."""
+    def train(self, candidate: Candidate, *, first: int = 0, last: int | None = None) -> tuple[float, int, int]:
+        """Train a candidate on from one rung to another, by default from the start to the end.
+
+        What is above the budget can be trained, and counts for nothing.
+
+        Returns:
+            Loss as measured at `last`, parameters, bytes.
+        """
+        at = last or self.full
+        self.pay(at - first)
         curve = self.landscape.surrogate.noisy_curve(candidate, seed=self.seed)
-        return dict(zip(self.landscape.surrogate.rungs, curve.tolist(), strict=True))
-
-    def finish(self, candidate: Candidate, *, feasible: bool = True) -> tuple[float, int, int]:
-        """Note that a training has come to its end; gives loss, parameters and memory."""
-        loss = self.losses(candidate)[self.full]
-        if feasible:
-            self.finished.append((self.spent, candidate, loss))
-        cost = self.landscape.problem.cost(candidate)
+        loss = float(curve[self.landscape.surrogate.rungs.index(at)])
+        cost = self.problem.cost(candidate)
         assert cost is not None
+        assert self.problem.parameter_limit is not None
+        if at == self.full and cost.trainable_params <= self.problem.parameter_limit:
+            self.finished.append((self.spent, candidate, loss))
         return loss, cost.trainable_params, self.landscape.surrogate.memory_bytes(candidate)
-
-    def train(self, candidate: Candidate, *, feasible: bool = True) -> tuple[float, int, int]:
-        """Train a candidate to the end."""
-        self.pay(self.full)
-        return self.finish(candidate, feasible=feasible)
 
     def front(self, steps: int) -> Array:
         """Give the front that a search has found by so many steps, ``(n, 3)``: loss, parameters, bytes.
@@ -145,14 +155,14 @@ class Trainer:
 
 
 class PaperRunner:
-    """A Runner for autopeft's own loop, whose trainings are those of a Trainer."""
+    """A Runner for autopeft's own loop, whose trainings are those of a PaperTrainer."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: PaperTrainer) -> None:
         self._trainer = trainer
 
     def run(self, unit: WorkUnit) -> Measurement:
-        """Give the measurement of a work unit."""
-        loss, params, memory = self._trainer.train(unit.candidate)
+        """Give the measurement of a work unit, which pays for its own steps only."""
+        loss, params, memory = self._trainer.train(unit.candidate, first=unit.first, last=unit.steps)
         return Measurement(
             quality=loss, trainable_params=params, memory_bytes=memory, steps=unit.steps, metrics={"loss": loss}
         )

@@ -1,15 +1,20 @@
 """The recorded table and the comparison of engines: draws, curves, volumes, and the emulated peers."""
 
 import itertools
+import math
 import random
 from collections import Counter
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import Asha
-from landscape import Landscape, Spent, Trainer
+from aims import Curves, ablation_table, aims_table
+from engines import through_study
+from landscape import Landscape, PaperTrainer
+from live import LiveTrainer
+from peers import PEERS, Asha, Spent
 from record_table import curve_columns, read_rows
 from recorded import candidate_of, read_table, subjects
 from recording import RecordingWorker
@@ -18,9 +23,11 @@ from small_run import make_settings, make_unit, make_worker
 from surrogate import Features, OneByOne, Surrogate, forest, rung_taus
 
 from autopeft.binding import bind_space
+from autopeft.errors import TrialError
 from autopeft.objectives import METRICS, OBJECTIVES, quality_of
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Cost
+from autopeft.search.sampler import SAMPLERS
 from autopeft.space_file import parse_space, read_space
 
 
@@ -170,13 +177,13 @@ def _filled(points):
 
 def test_volume_is_that_of_the_measured_front_counted_cell_by_cell():
     rng = random.Random(2)
-    trainer, trained = Trainer(_landscape(), seed=1, limit=9 * 14), []
+    trainer, trained = PaperTrainer(_landscape(), seed=1, limit=9 * 14), []
     for _ in range(14):
         x, p, m = rng.uniform(0.5, 4), rng.randint(10, 12_000), rng.randint(20, 600)
         candidate = Candidate({"x": x, "p": p, "m": m})
         trained.append((trainer.train(candidate)[0], x, p, m))
     for n in (1, 5, 14):
-        some = trained[:n]
+        some = [row for row in trained[:n] if row[2] <= 10_000]
         on = [
             (x, p, m)
             for seen, x, p, m in some
@@ -196,9 +203,167 @@ def test_volume_is_that_of_the_measured_front_counted_cell_by_cell():
 
 
 def test_what_is_above_the_budget_is_paid_for_and_counts_for_nothing():
-    trainer = Trainer(_landscape(), seed=0, limit=18)
-    trainer.train(Candidate({"x": 1.0, "p": 20_000, "m": 50}), feasible=False)
+    trainer = PaperTrainer(_landscape(), seed=0, limit=18)
+    trainer.train(Candidate({"x": 1.0, "p": 20_000, "m": 50}))
     assert (trainer.spent, trainer.volume(18)) == (9, 0.0)
+
+
+def test_on_paper_a_training_goes_on_for_the_steps_that_are_new_and_counts_when_it_is_over():
+    candidate = Candidate({"x": 1.0, "p": 100, "m": 50})
+    whole, parts = (PaperTrainer(_landscape(), seed=0, limit=9) for _ in range(2))
+    at_end = whole.train(candidate)
+    losses, spent = [], []
+    for first, last in ((0, 1), (1, 3), (3, 9)):
+        assert parts.volume(9) == 0.0
+        losses.append(parts.train(candidate, first=first, last=last)[0])
+        spent.append(parts.spent)
+    assert spent == [1, 3, 9]
+    assert np.allclose(np.subtract(losses, [3.0, 2.0, 1.0]), losses[-1] - 1.0)  # the noise is that of one curve
+    assert losses[-1] == at_end[0]
+    assert parts.volume(8) == 0.0
+    assert parts.volume(9) == whole.volume(9) > 0
+
+
+class Slopes:
+    """A surrogate by hand for candidates of a real space."""
+
+    rungs = (4, 8, 12, 24, 36)
+
+    def curve(self, candidate):
+        return (3 + random.Random(candidate.key).random()) * np.array([1.0, 0.9, 0.8, 0.7, 0.6])
+
+    def noisy_curve(self, candidate, *, seed):
+        return self.curve(candidate)
+
+    def memory_bytes(self, candidate):
+        return 10**6
+
+
+class Noting(PaperTrainer):
+    """Notes what it is asked to train: (candidate, from step, to step)."""
+
+    def train(self, candidate, *, first=0, last=None):
+        if not hasattr(self, "asked"):
+            self.asked = []
+        found = super().train(candidate, first=first, last=last)
+        self.asked.append((candidate, first, last or self.full))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("engine", "stretches"),
+    [
+        (through_study(SAMPLERS["random"], starts=False), {(0, 4), (4, 12), (12, 36)}),
+        (through_study(SAMPLERS["random"], rungs="off"), {(0, 36)}),
+        (PEERS["optunasearch-asha"], {(0, 4), (4, 12), (12, 36)}),
+        (PEERS["tpe"], {(0, 36)}),
+    ],
+    ids=["rungs", "no rungs", "ASHA", "plain"],
+)
+def test_engines_take_the_steps_that_they_pay_for(problem, engine, stretches):
+    limited = replace(problem, parameter_limit=2000)
+    landscape = Landscape(limited, Slopes(), np.array([5.0, 2000, 2e6]), np.array([1.0, 10, 1e5]))
+    trainer = Noting(landscape, 0, limit=12 * 36)
+    with suppress(Spent):
+        engine(trainer, 0)
+    assert {(first, last) for _, first, last in trainer.asked} == stretches
+    reached = Counter()
+    for candidate, first, last in trainer.asked:
+        assert reached[candidate] == first
+        reached[candidate] = last
+    ended = [candidate for candidate, at in reached.items() if at == 36 and not limited.refusal(candidate)]
+    assert Counter(candidate for _, candidate, _ in trainer.finished) == Counter(ended)
+    assert sum(reached.values()) <= trainer.spent <= trainer.limit
+    if len(stretches) > 1:
+        assert len(ended) < len(reached)
+
+
+class Failing(PaperTrainer):
+    """Fails at the first rung whatever is large."""
+
+    def train(self, candidate, *, first=0, last=None):
+        loss, params, memory = super().train(candidate, first=first, last=last)
+        if params > 2000:
+            raise TrialError("too large")
+        return loss, params, memory
+
+
+@pytest.mark.parametrize("name", ["optunasearch", "optunasearch-asha"])
+def test_a_peer_pays_for_what_fails_and_goes_on(problem, name):
+    limited = replace(problem, parameter_limit=2000)
+    landscape = Landscape(limited, Slopes(), np.array([5.0, 2000, 2e6]), np.array([1.0, 10, 1e5]))
+    trainer = Failing(landscape, 0, limit=12 * 36)
+    with pytest.raises(Spent):
+        PEERS[name](trainer, 0)
+    assert trainer.finished
+    assert trainer.limit - trainer.spent < 36
+
+
+def test_a_live_training_of_a_peer_goes_on_as_if_it_had_not_stopped(setting, problem):
+    run_dir, source, anatomy = setting
+    objectives = tuple(o for o in problem.objectives if o.name != "memory")
+    small = replace(problem, anatomy=anatomy, objectives=objectives, parameter_limit=3000)
+    worker = make_worker(run_dir, source, anatomy)
+    candidate = small.fit(small.space.complete({"method": "lora", "bits": 32, "lr_multiple": 3.0}))
+    whole, parts = (LiveTrainer(small, worker, seed=0, limit=40) for _ in range(2))
+    at_end = whole.train(candidate)
+    on_the_way = [parts.train(candidate, first=a, last=b) for a, b in ((0, 4), (4, 12), (12, 36))]
+    assert on_the_way[-1] == at_end
+    assert on_the_way[0][0] > at_end[0]
+    assert whole.done == parts.done == [{"quality": at_end[0], "params": at_end[1]}]
+    assert (whole.begun, parts.begun) == (1, 1)
+    with pytest.raises(Spent):
+        parts.train(candidate, last=12)
+    large = LiveTrainer(replace(small, parameter_limit=10), worker, seed=0, limit=36)
+    assert large.train(candidate) == at_end
+    assert large.done == []
+
+
+def _curves(**volumes):
+    """Make the rows of engines by hand: name -> hypervolume by whole trainings, a row a seed."""
+    every = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192)
+    rows = []
+    for name, seeds in volumes.items():
+        for seed, values in enumerate(seeds):
+            row = {"subject": "s", "engine": name.replace("_", "-").replace("study-", "study:")}
+            shown = {n: str(values(n)) if values(n) is not None else "" for n in every}
+            figures = {f"{figure}_{n}": text for n, text in shown.items() for figure in ("hv", "linear", "best")}
+            rows.append(row | {"seed": str(seed)} | figures)
+    return Curves(rows)
+
+
+def test_aims_are_told_from_medians():
+    curves = _curves(
+        study_known_cost=[lambda n: n / 100 if n <= 64 else None, lambda n: n / 100, lambda n: 0.0],
+        study_known_cost_no_rungs=[lambda n: n / 400],
+        optunasearch=[lambda n: n / 600],
+        tpe=[lambda n: n / 200],
+        autopeft=[lambda n: 1.0 if n <= 32 else None],
+    )
+    assert curves.median("s", "study:known-cost", 32) == 0.32
+    assert curves.median("s", "study:known-cost", 96) == pytest.approx(0.48)
+    assert math.isnan(curves.median("s", "nobody", 8))
+    assert curves.steps_to("s", "optunasearch", 0.16) == pytest.approx(96)
+    assert curves.steps_to("s", "tpe", 0.05) == pytest.approx(10)
+    assert curves.steps_to("s", "tpe", 0.97) == math.inf
+    found = aims_table(curves, "s").splitlines()[2:]
+    assert [line.rsplit("| ", 1)[1] for line in found] == [
+        "0.640 and 0.960: missed |",
+        "0.160 and 0.960: missed |",
+        "6.0 times: met |",
+        "not reached after 192, so more than 3.0 times: open |",
+        "after 16.0: met |",
+    ]
+
+
+def test_an_ablation_compares_equal_seeds():
+    curves = _curves(
+        study_known_cost=[lambda n: 0.2, lambda n: 0.4, lambda n: 0.9],
+        study_known_cost_cold=[lambda n: 0.3, lambda n: 0.8],
+        tpe=[lambda n: 0.5],
+    )
+    [line] = ablation_table(curves, "s").splitlines()[2:]  # gains of .1 and .4: their deviation is .212
+    assert line == "| cold | +0.250 ± 0.150 | +0.250 ± 0.150 | +0.250 ± 0.150 | 2 |"
 
 
 def test_the_rungs_of_a_ranking_that_turns_around():
