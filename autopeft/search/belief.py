@@ -3,12 +3,16 @@
 Volumes are measured on the scale on which people compare: parameters, bytes and seconds by ratio, so by their
 logarithm; quality as it is. What is far worse than the front is compressed, for how bad a bad configuration is
 exactly interests nobody, and one diverged training would stretch the scale of all others.
+
+Some compare costs by ratio, some by difference, and some ask for the best quality that a budget allows. Each of these
+aims leaves much of what the others look for out of sight, so proposals take turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +22,11 @@ from autopeft.pareto import hypervolume, is_ratio_cost, on_front, quality_object
 from autopeft.search.acquisition import Boxes
 from autopeft.search.expectation import expected_from_earlier, expected_from_partial
 from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
+
+Aim = Literal["by ratio", "by difference", "best quality"]
+
+TURNS: tuple[Aim, ...] = ("by ratio", "by difference", "by ratio", "best quality")
+"""What successive proposals aim at."""
 
 FITTED = 192
 """Trials that hyperparameters are learned from at most."""
@@ -144,6 +153,7 @@ class Belief:
 
     Attributes:
         models: By objective; None where it is the cost that is known.
+        quality: The index of the objective of quality.
         front: ``(n_points, n_objectives)``: scaled, what is there to improve on, as the models see it without noise.
     """
 
@@ -154,11 +164,18 @@ class Belief:
         results: Results,
         hyperparameters: Hyperparameters,
         *,
-        by_ratio: bool,
+        aim: Aim,
+        limit: int | None = None,
     ) -> None:
-        quality = list(objectives).index(quality_objective(objectives))
+        """Learn from results.
+
+        Args:
+            aim: What improvement is: the volume of the front, or the best quality alone.
+            limit: The most that the known cost may be; None for no limit.
+        """
+        self.quality = quality = list(objectives).index(quality_objective(objectives))
         on = on_front(results.losses)
-        self._scales = _scales(objectives, results.losses, on, by_ratio=by_ratio)
+        self._scales = _scales(objectives, results.losses, on, by_ratio=aim != "by difference")
         scaled = np.stack([scale(column) for scale, column in zip(self._scales, results.losses.T, strict=True)], axis=1)
         rows = chosen_rows(on, CONDITIONED)
         self.models: list[GaussianProcess | None] = []
@@ -188,15 +205,27 @@ class Belief:
             np.concatenate([results.costs, results.unfinished_costs[results.running]]),
         )
         self.front = means
-        # Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever
-        # cost was met may be worth its quality: behind a front of one cheap point nothing else would be.
-        typical = means.max(axis=0)
-        typical[quality] = np.median(means[:, quality])
-        worst = np.maximum(means[on_front(means)].max(axis=0), typical)
-        span = worst - means.min(axis=0)
+        self._aimed = [quality] if aim == "best quality" else list(range(len(objectives)))
+        reference = self._reference(results, limit)[self._aimed]
+        self._boxes = Boxes(_thinned(means[:, self._aimed]), reference)
+        self._volume = hypervolume(means[:, self._aimed], reference)
+
+    def _reference(self, results: Results, limit: int | None) -> Array:
+        """Say from where on an objective is worth nothing.
+
+        Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever cost
+        was met may be worth its quality: behind a front of one cheap point nothing else would be. So may a known cost
+        that nobody met, up to the budget: what the user allows is not the first trials' to forbid.
+        """
+        typical = self.front.max(axis=0)
+        typical[self.quality] = np.median(self.front[:, self.quality])
+        worst = np.maximum(self.front[on_front(self.front)].max(axis=0), typical)
+        span = worst - self.front.min(axis=0)
         reference = worst + 0.1 * np.where(span > 0, span, 1.0)
-        self._boxes = Boxes(_thinned(means), reference)
-        self._volume = hypervolume(means, reference)
+        if limit is not None:
+            for j in np.flatnonzero(results.known):
+                reference[j] = max(reference[j], float(self._scales[j](np.array([float(limit)]))[0]))
+        return np.asarray(reference)
 
     def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
         """Give scaled means and deviations, ``(n_candidates, n_objectives)`` each; a known value has no deviation."""
@@ -208,12 +237,13 @@ class Belief:
         return np.stack(means, axis=1), np.stack(deviations, axis=1)
 
     def share(self, score: float) -> float:
-        """Give what a score means: the expected improvement as a share of the volume of the front."""
+        """Give what a score means: the expected improvement as a share of what the front has."""
         return float(np.exp(score)) / self._volume if self._volume > 0 else np.inf
 
     def score(self, x: Array, costs: Array) -> Array:
-        """Give the logarithm of the expected hypervolume improvement, ``(n_candidates,)``; failures improve nothing."""
-        gained = self._boxes.log_improvement(*self.predict(x, costs))
+        """Give the logarithm of the expected improvement, ``(n_candidates,)``; failures improve nothing."""
+        means, deviations = self.predict(x, costs)
+        gained = self._boxes.log_improvement(means[:, self._aimed], deviations[:, self._aimed])
         if self._success is None:
             return gained
         return np.asarray(gained + np.log(np.clip(self._success.predict(x)[0], _LEAST_CHANCE, 1)))

@@ -1,9 +1,10 @@
 """The engine: a Gaussian process on what only training tells, exact costs for the rest, and the best of a pool.
 
-A proposal is the candidate, of a pool that is feasible by construction, with the largest expected hypervolume
-improvement. Trained parameters are an exact function of a candidate, so that they are no belief but a number; so is
-any other objective that a cost computed beforehand has met in every trial. Nothing is kept between proposals that
-cannot be computed anew from the trials, so a resumed search goes on as it would have.
+A proposal is the candidate, of a pool that is feasible by construction, with the largest expected improvement: of the
+front's hypervolume, costs by ratio or by difference, or of the best quality, in turn. Trained parameters are an exact
+function of a candidate, so that they are no belief but a number; so is any other objective that a cost computed
+beforehand has met in every trial. Nothing is kept between proposals that cannot be computed anew from the trials, so a
+resumed search goes on as it would have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
 from autopeft.records import Candidate, Scalar
-from autopeft.search.belief import Belief, Hyperparameters, Results
+from autopeft.search.belief import TURNS, Aim, Belief, Hyperparameters, Results
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool
@@ -78,9 +79,9 @@ class KnownCost:
         random = Random(f"{self._seed} {number}")
         done, results = self._results(trials)
         if len(done) < STARTUP:
-            drawn = chain(self._earlier.elite[:STARTUP], self._pool.fresh(32, random))
+            drawn = chain(self._earlier.elite[:STARTUP], self._spread(self._pool.fresh(32, random), done))
             return next((c for c in drawn if accepts(c)), None)
-        belief = self._believe(results, by_ratio=number % 2 == 0)
+        belief = self._believe(results, aim=TURNS[number % len(TURNS)])
         candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
         scores = self._score(belief, candidates)
         parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
@@ -91,10 +92,22 @@ class KnownCost:
         self.expected_gain = belief.share(scores.max())
         return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
 
-    def _believe(self, results: Results, *, by_ratio: bool) -> Belief:
-        """Give the belief; costs are compared by ratio and by difference in turn, as some look at them and others."""
+    def _spread(self, drawn: list[Candidate], done: Sequence[Candidate]) -> list[Candidate]:
+        """Order first candidates so that their costs differ most, by ratio: chance may leave out a whole end."""
+        costs = np.log1p(self.costs(drawn))
+        met = np.log1p(self.costs(done)) if done else np.array([0.0])  # the first is the dearest
+        far = np.abs(costs[:, None] - met).min(axis=1)
+        return [drawn[i] for i in np.argsort(-far, kind="stable")]
+
+    def _believe(self, results: Results, *, aim: Aim) -> Belief:
+        problem = self._problem
         return Belief(
-            self._problem.objectives, self._features.kernel, results, self._hyperparameters, by_ratio=by_ratio
+            problem.objectives,
+            self._features.kernel,
+            results,
+            self._hyperparameters,
+            aim=aim,
+            limit=problem.parameter_limit,
         )
 
     def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.expectation import expected_from_partial
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.nehvi import Nehvi
+from autopeft.search.pool import Pool
 from autopeft.search.study import Study
 from autopeft.space_file import parse_space
 
@@ -44,7 +47,7 @@ def observed(n, *, seed=0, state="complete", values=lambda c: (quality_of(c), fl
 
 def worth(engine, trials, *candidates):
     """Give what an engine expects of candidates: the logarithm of the volume that they would add."""
-    return engine._score(engine._believe(engine._results(trials)[1], by_ratio=True), candidates)
+    return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), candidates)
 
 
 def proposals(problem, n, measure, *, seed=0, sampler="known-cost"):
@@ -64,7 +67,7 @@ def test_the_parameters_are_known_and_quality_is_learned():
     engine = KnownCost(problem_of(), seed=0)
     _, results = engine._results(observed(12))
     assert results.known.tolist() == [False, True]
-    belief = engine._believe(results, by_ratio=True)
+    belief = engine._believe(results, aim="by ratio")
     new = [c.candidate for c in observed(5, seed=1)]
     means, deviations = belief.predict(engine.rows(new), engine.costs(new))
     assert (deviations[:, 0] > 0).all()
@@ -140,7 +143,35 @@ def test_costs_are_compared_by_ratio_and_by_difference_in_turn():
     trials = observed(40)
     engine = KnownCost(problem_of(), seed=0)
     sizes = [engine.propose(trials, number=40 + i, accepts=lambda c: True)["size"] for i in range(12)]
-    assert np.median(sizes[0::2]) < np.median(sizes[1::2])
+    assert np.median(sizes[0::2]) < np.median(sizes[1::4])
+
+
+def test_every_fourth_proposal_is_for_the_best_quality_whatever_it_costs():
+    """Most of the front's volume is at small sizes; the best quality is at the largest, with x near .7."""
+    engine = KnownCost(problem_of(), seed=0)
+    best = [engine.propose(observed(40), number=43 + 4 * i, accepts=lambda c: True) for i in range(4)]
+    assert all(c["size"] > 700 and abs(c["x"] - 0.7) < 0.15 for c in best)
+
+
+@pytest.mark.parametrize(("limit", "hopeless"), [(2000, False), (60, True)])
+def test_a_cost_that_nobody_met_is_worth_its_quality_up_to_the_budget(limit, hopeless):
+    trials = [t for t in observed(60) if t.candidate["size"] < 50]
+    trials += [
+        Observed(100 + i, "complete", c, (quality_of(c), float(c["size"])))
+        for i, c in enumerate(Candidate({"x": i / 12, "size": 4 * i + 1}) for i in range(12))
+    ]
+    engine = KnownCost(replace(problem_of(), parameter_limit=limit), seed=0)
+    assert bool(worth(engine, trials, Candidate({"x": 0.7, "size": 900}))[0] == -np.inf) == hopeless
+
+
+def test_the_first_candidates_span_the_costs():
+    """Six chance draws of sizes of a hundred layers each would all be middling."""
+    layers = {f"layer{i}.rank": {"ordinal": [0, 1, 2, 4, 8, 16, 32]} for i in range(12)}
+    problem = problem_of(layers, cost=lambda c: 1 + sum(c.values.values()))
+    sizes = [1 + sum(c.values.values()) for c in proposals(problem, 6, lambda c: (0.0, 1.0 + sum(c.values.values())))]
+    drawn = [1 + sum(c.values.values()) for c in Pool(problem).fresh(32, Random(0))]
+    assert max(sizes) >= np.quantile(drawn, 0.9)
+    assert min(sizes) <= np.quantile(drawn, 0.1)
 
 
 def test_what_is_under_way_is_not_proposed_again():
@@ -202,7 +233,7 @@ def test_a_partial_result_counts_once():
 
     def deviation(state, partial):
         _, results = engine._results([*done, Observed(20, state, candidate, (), partial)])
-        belief = engine._believe(results, by_ratio=True)
+        belief = engine._believe(results, aim="by ratio")
         return belief.predict(engine.rows([candidate]), engine.costs([candidate]))[1][0, 0]
 
     assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))

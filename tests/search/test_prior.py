@@ -49,7 +49,7 @@ def observed(n, *, seed=0):
 def agreement(problem, trials):
     """Give how the model of quality ranks new candidates, against the truth: 1 is perfect."""
     engine, new = KnownCost(problem, seed=0), drawn(60, seed=99)
-    belief = engine._believe(engine._results(trials)[1], by_ratio=True)
+    belief = engine._believe(engine._results(trials)[1], aim="by ratio")
     means, _ = belief.predict(engine.rows(new), engine.costs(new))
     return spearmanr(means[:, 0], [-quality_of(c) for c in new]).statistic
 
@@ -116,7 +116,7 @@ def test_earlier_trials_are_no_results():
     done, results = engine._results(observed(8))
     assert done == [t.candidate for t in observed(8)]
     assert len(results.losses) == len(results.x) == 8
-    assert len(engine._believe(results, by_ratio=True).front) == 8
+    assert len(engine._believe(results, aim="by ratio").front) == 8
 
 
 def test_another_engine_object_proposes_the_same_from_the_same_trials():
