@@ -79,8 +79,8 @@ class KnownCost:
         random = Random(f"{self._seed} {number}")
         done, results = self._results(trials)
         if len(done) < STARTUP:
-            drawn = chain(self._earlier.elite[:STARTUP], self._spread(self._pool.fresh(32, random), done))
-            return next((c for c in drawn if accepts(c)), None)
+            spread = self._spread(self._pool.fresh(32, random), [trial.candidate for trial in trials])
+            return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
         belief = self._believe(results, aim=TURNS[number % len(TURNS)])
         candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
         scores = self._score(belief, candidates)
@@ -92,10 +92,10 @@ class KnownCost:
         self.expected_gain = belief.share(scores.max())
         return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
 
-    def _spread(self, drawn: list[Candidate], done: Sequence[Candidate]) -> list[Candidate]:
+    def _spread(self, drawn: list[Candidate], begun: Sequence[Candidate]) -> list[Candidate]:
         """Order first candidates so that their costs differ most, by ratio: chance may leave out a whole end."""
         costs = np.log1p(self.costs(drawn))
-        met = np.log1p(self.costs(done)) if done else np.array([0.0])  # the first is the dearest
+        met = np.log1p(self.costs(begun)) if begun else np.array([0.0])  # the first is the dearest
         far = np.abs(costs[:, None] - met).min(axis=1)
         return [drawn[i] for i in np.argsort(-far, kind="stable")]
 

@@ -164,6 +164,16 @@ def test_a_cost_that_nobody_met_is_worth_its_quality_up_to_the_budget(limit, hop
     assert bool(worth(engine, trials, Candidate({"x": 0.7, "size": 900}))[0] == -np.inf) == hopeless
 
 
+def test_what_is_not_done_counts_among_the_first_costs_too():
+    """Or all workers, and all that pause at a rung, would begin with the dearest."""
+    engine = KnownCost(problem_of(), seed=0)
+    running = observed(1, state="running")
+    running = [replace(running[0], candidate=Candidate({"x": 0.5, "size": 1000}))]
+    sizes = [engine.propose(t, number=1, accepts=lambda c: True)["size"] for t in ([], running)]
+    assert sizes[0] > 500
+    assert sizes[1] < 10
+
+
 def test_the_first_candidates_span_the_costs():
     """Six chance draws of sizes of a hundred layers each would all be middling."""
     layers = {f"layer{i}.rank": {"ordinal": [0, 1, 2, 4, 8, 16, 32]} for i in range(12)}
