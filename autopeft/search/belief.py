@@ -21,7 +21,7 @@ from autopeft.objectives import Objective
 from autopeft.pareto import hypervolume, is_ratio_cost, on_front, quality_objective
 from autopeft.search.acquisition import Boxes
 from autopeft.search.expectation import expected_from_earlier, expected_from_partial
-from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
+from autopeft.search.surrogate import Array, GaussianProcess, Kernel, compressed, condition, fit_hyperparameters
 
 Aim = Literal["by ratio", "by difference", "best quality"]
 
@@ -89,17 +89,13 @@ class Scale:
         wide = positive and not is_quality and losses.max() > _WIDE * losses.min()
         self._log = by_ratio and positive and (is_ratio_cost(objective) or wide)
         plain = np.log(losses) if self._log else losses
-        best = float(plain.min())
-        self._worth = max(float(plain[front].max()), float(np.quantile(plain, 0.25))) - best
-        self._fence = best + 2 * self._worth
+        self._best = float(plain.min())
+        self._worth = max(float(plain[front].max()), float(np.quantile(plain, 0.25))) - self._best
 
     def __call__(self, losses: Array) -> Array:
         """Turn losses, smaller is better, into scaled ones."""
         plain = np.log(np.maximum(losses, 1e-300)) if self._log else losses
-        if self._worth <= 0:
-            return plain
-        beyond = np.maximum(plain - self._fence, 0.0) / self._worth
-        return np.asarray(np.minimum(plain, self._fence) + self._worth * np.log1p(beyond))
+        return compressed(plain, best=self._best, worth=self._worth)
 
 
 class Hyperparameters:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autopeft.search.surrogate import Array
+from autopeft.search.surrogate import Array, compressed
 
 _PAIRS = 5
 """Finished trials that it takes to say what a partial result comes to."""
@@ -83,9 +83,5 @@ def expected_from_partial(
 
 def _compressed(losses: Array, n_known: int) -> Array:
     """Compress what is far worse than the middle of those that are known; a diverged one would turn the line."""
-    best, middle = float(losses[:n_known].min()), float(np.median(losses[:n_known]))
-    worth = middle - best
-    if worth <= 0:
-        return losses
-    beyond = np.maximum(losses - middle - worth, 0.0) / worth
-    return np.asarray(np.minimum(losses, middle + worth) + worth * np.log1p(beyond))
+    best = float(losses[:n_known].min())
+    return compressed(losses, best=best, worth=float(np.median(losses[:n_known])) - best)

@@ -138,6 +138,18 @@ def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array 
     return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights)
 
 
+def compressed(losses: Array, *, best: float, worth: float) -> Array:
+    """Compress, as a logarithm does, what is worse than the best by more than twice the worth: few bad ones rule a fit.
+
+    A worth that is not positive compresses nothing.
+    """
+    if worth <= 0:
+        return losses
+    fence = best + 2 * worth
+    beyond = np.maximum(losses - fence, 0.0) / worth
+    return np.asarray(np.minimum(losses, fence) + worth * np.log1p(beyond))
+
+
 def _standardised(y: Array) -> tuple[Array, float, float]:
     # By the largest first, or the squares of very large numbers are infinite.
     largest = float(np.abs(y).max()) or 1.0

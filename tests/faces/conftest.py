@@ -71,6 +71,20 @@ def done(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> ap.
 
 
 @pytest.fixture
+def group_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Train together whatever may be, as if it always paid; gives the sizes of the groups, as they are formed."""
+    sizes: list[int] = []
+
+    def choose_size(bare: object, trainees: list[object], *_: object, **__: object) -> tuple[int, dict[int, float]]:
+        sizes.append(len(trainees))
+        return len(trainees), {len(trainees): 2.0}
+
+    monkeypatch.setattr("autopeft.trial.together.groups.choose_size", choose_size)
+    monkeypatch.setattr("autopeft.trial.together.groups.is_stacked", lambda plan: False)
+    return sizes
+
+
+@pytest.fixture
 def a_run(done: ap.Result, tmp_path: Path) -> Path:
     """A finished run of one's own."""
     return Path(shutil.copytree(done.path, tmp_path / "run"))

@@ -123,19 +123,11 @@ def test_front_is_a_table_best_quality_first(done: ap.Result) -> None:
 
 
 def test_a_search_that_trains_together_records_the_same(
-    small: dict[str, Any], done: ap.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], done: ap.Result, tmp_path: Path, group_sizes: list[int]
 ) -> None:
-    sizes = []
-
-    def choose_size(bare: object, trainees: list[object], *_: object, **__: object) -> tuple[int, dict[int, float]]:
-        sizes.append(len(trainees))
-        return len(trainees), {len(trainees): 2.0}
-
-    monkeypatch.setattr("autopeft.trial.together.groups.choose_size", choose_size)
-    monkeypatch.setattr("autopeft.trial.together.groups.is_stacked", lambda plan: False)
     together = ap.search(**small, together=3, out=str(tmp_path / "run"))
-    assert sizes
-    assert max(sizes) > 1
+    assert group_sizes
+    assert max(group_sizes) > 1
     for one, other in zip(done.records, together.records, strict=True):
         assert one.candidate == other.candidate
         assert other.values == pytest.approx(one.values, rel=1e-6)

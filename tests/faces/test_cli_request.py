@@ -42,6 +42,9 @@ Cli = Callable[..., Ended]
         (["--ray-address", "h:1", "--executor", "local"], ["ray_address: 'h:1'", "drop one of the two"]),
         (["--metric", "accuracy", "--task", "causal-lm"], ["metric: 'accuracy'", "perplexity"]),
         (["--storage", "nonsense"], ["storage: 'nonsense'", "postgresql://"]),
+        (["--warm-from", "nowhere"], ["warm_from: 'nowhere'", "no run directory", "request.yaml"]),
+        (["--warm-from", "a", "--sampler", "tpe"], ["warm_from: tpe", "--sampler known-cost"]),
+        (["--warm-from", "a", "--warm-from", "a"], ["warm_from: ", "a is named twice"]),
     ],
 )
 def test_fault_names_field_value_and_remedy(

@@ -107,18 +107,10 @@ def test_ray_gives_what_the_local_executor_gives(laddered: ap.Result, small: dic
 
 
 def test_candidates_together_go_on_too(
-    laddered: ap.Result, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    laddered: ap.Result, small: dict[str, Any], tmp_path: Path, group_sizes: list[int]
 ) -> None:
-    sizes = []
-
-    def choose_size(bare: object, trainees: list[object], *_: object, **__: object) -> tuple[int, dict[int, float]]:
-        sizes.append(len(trainees))
-        return len(trainees), {len(trainees): 2.0}
-
-    monkeypatch.setattr("autopeft.trial.together.groups.choose_size", choose_size)
-    monkeypatch.setattr("autopeft.trial.together.groups.is_stacked", lambda plan: False)
     result = ap.search(**{**small, **FIELDS, "trials": 12}, together=4, out=str(tmp_path / "run"))
-    assert max(sizes) > 1
+    assert max(group_sizes) > 1
     alone = {r.candidate: {x.step: x.loss for x in r.rungs} for r in laddered.records}
     for record in result.records:
         assert not record.measurement.restarted

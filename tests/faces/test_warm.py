@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fruits import Ended
 
 import autopeft as ap
 from autopeft.errors import RequestError
-
-Cli = Callable[..., Ended]
 
 SPACE = {"parameters": {"x": {"low": 0.0, "high": 1.0}, "width": {"ordinal": [1, 2, 4, 8], "size": True}}}
 FIELDS: dict[str, Any] = {"space": SPACE, "objectives": ["quality", "params"], "steps": 5, "executor": "local"}
@@ -77,24 +73,6 @@ def test_a_run_that_measured_otherwise_is_refused(earlier: Path, tmp_path: Path)
     ):
         search(tmp_path / "run", warm_from=[str(earlier)], objectives=[other])
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--warm-from", "nowhere"], ["warm_from: 'nowhere'", "no run directory", "request.yaml"]),
-        (["--warm-from", "a", "--sampler", "tpe"], ["warm_from: tpe", "--sampler known-cost"]),
-        (["--warm-from", "a", "--warm-from", "a"], ["warm_from: ", "a is named twice"]),
-    ],
-)
-def test_a_fault_names_field_value_and_remedy(
-    cli: Cli, arguments: list[str], says: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ended = cli("search", *arguments)
-    assert ended.code == 2
-    assert all(text in ended.err for text in says), ended.err
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_run_was_warmed_from_stays(earlier: Path, tmp_path: Path) -> None:
