@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aims import EQUIVALENTS, OURS, WITHOUT_RUNGS, Curves, ablation_table, aims_table, median_table
+from aims import EQUIVALENTS, OURS, USUAL, WITHOUT_RUNGS, Curves, ablation_table, aims_table, median_table
 from landscape import PaperRunner, PaperTrainer, make_landscape
 from optuna.samplers import BaseSampler
 from peers import PEERS, Spent
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=None, help="take the first rows of the table only")
-    parser.add_argument("--equivalents", type=int, default=EQUIVALENTS[-1])
+    parser.add_argument("--equivalents", type=int, default=USUAL)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--plot", action="store_true", help="run nothing; draw what is in the CSV")
     parser.add_argument("--table", action="store_true", help="run nothing; print what is in the CSV")
