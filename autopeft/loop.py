@@ -62,10 +62,15 @@ def search(
     held: Ending | None = None  # what keeps paused trials from going on
     barred: Ending | None = None  # what keeps candidates from being begun
     points, compared = front(store.records, problem.objectives), baseline(store.records, problem.objectives)
+    done = any(record.state == "complete" for record in store.records)
 
     def bars(proposal: Proposal | None) -> Ending | None:
-        stretch = Stretch(0, study.first_rung or steps) if proposal is None else _stretch(proposal, steps)
         left = deadline - clock() - (limits.reserved(store.records) if limits.seconds else 0.0)
+        if proposal is not None:
+            stretch = _stretch(proposal, steps)
+            left = left if done else math.inf  # until something is done, what may not be in time is worth trying
+        else:  # and nothing is begun beside it that could not be done
+            stretch = Stretch(0, study.first_rung if study.first_rung and done else steps)
         return ledger.bars(stretch, seconds_left=left, together=executor.together)
 
     def may(proposal: Proposal) -> bool:
@@ -86,7 +91,7 @@ def search(
         return proposal
 
     def settle(outcome: Outcome) -> None:
-        nonlocal points, compared
+        nonlocal points, compared, done
         proposal = running.pop(outcome.trial)
         before = store.record(outcome.trial)
         record = judge(problem, proposal, outcome, seed=seed, steps=steps, before=before)
@@ -101,6 +106,7 @@ def search(
             if record.state == "complete":
                 store.keep_adapters(kept([*points, *compared], problem.objectives))
         view.finished(record, points)
+        done = done or record.state == "complete"
         sitting.append(record)
         _stop_if_hopeless(sitting)
 

@@ -13,6 +13,7 @@ from toy_search import FEW, QUALITY, Runner, Several, make_run
 
 from autopeft.errors import OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
+from autopeft.execute.protocol import run_isolated
 from autopeft.objectives import Objective
 from autopeft.records import Measurement, Outcome
 from autopeft.search.study import Study, sqlite_url
@@ -281,6 +282,31 @@ def test_going_on_counts_with_its_own_time(run):
     assert now[0] <= 205
     assert now[0] > 195  # what was left held not even a first rung
     assert Counter(r.state for r in records)["complete"] >= 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_on_a_machine_slower_at_first_something_is_done_before_the_time_is_over(workers, run):
+    """A step takes 10 s until three are taken, then 1 s: by the pace of the first nothing would be done in time."""
+    now, taken = [0.0], [0]
+
+    class Slow(Several):
+        capacity = workers
+
+        def wait(self, timeout_seconds):
+            outcomes = []
+            units, self.units = self.units, []
+            for unit in units:
+                start = now[0]
+                for _ in range(unit.steps - unit.first):
+                    now[0] += 10 if taken[0] < 3 else 1
+                    taken[0] += 1
+                [outcome] = run_isolated(self.runner, [unit])
+                outcomes.append(Outcome(outcome.trial, outcome.state, outcome.measurement, seconds=now[0] - start))
+            return outcomes
+
+    ending, records = run(seconds=50, clock=lambda: now[0], executor=Slow)
+    assert ending == "time"
+    assert [r for r in records if r.state == "complete"]
 
 
 class Killed(BaseException):
