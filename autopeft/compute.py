@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopeft.anatomy import Anatomy, place_of
-from autopeft.records import AdapterPlan
+from autopeft.candidates import AdapterPlan
 
 
 def training_flops(anatomy: Anatomy, plan: AdapterPlan, *, rows: int, length: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autopeft.records import Measurement
 from autopeft.registry import Table
+from autopeft.work import Measurement
 
 Goal = Literal["maximize", "minimize"]
 

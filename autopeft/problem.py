@@ -11,12 +11,14 @@ from random import Random
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar
 from autopeft.domains import Choices
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import Objective
+from autopeft.plain import digest
 from autopeft.recipe import CUSTOMARY, conflict, conflict_with, format_of, recipe_of
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Prior, Recipe, Scalar, digest
+from autopeft.records import Prior
 from autopeft.space import Space, settings_of
 from autopeft.units import show_bytes, show_count, show_percent
 

@@ -13,9 +13,9 @@ from random import Random
 from typing import Literal
 
 from autopeft.anatomy import KINDS, Anatomy, layer_groups
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Domain, canonical, draw, middle, show_domain
 from autopeft.errors import RequestError
-from autopeft.records import Candidate, Scalar
 from autopeft.registry import unknown
 
 Per = Literal["layers", "kinds"]

@@ -36,16 +36,18 @@ from results import write_rows
 
 from autopeft.api import CostFunction
 from autopeft.assembly import Assembly, assemble
+from autopeft.candidates import Candidate
 from autopeft.execute.local import LocalExecutor
 from autopeft.limits import Limits
 from autopeft.loop import search
-from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
+from autopeft.records import TrialRecord
 from autopeft.request import make_request
 from autopeft.result import Result
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
+from autopeft.work import Measurement, Outcome, WorkUnit
 
 CHECKPOINTS = (100, 200, 500, 1000, 2000, 3000, 4000, 5000)
 _LAST = 50

@@ -39,10 +39,10 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config
 
 from autopeft.anatomy import Task
 from autopeft.binding import bind_space
+from autopeft.candidates import Recipe, Scalar
 from autopeft.domains import Choices, Domain, Ordinal
 from autopeft.methods import METHODS
 from autopeft.problem import Problem
-from autopeft.records import Recipe, Scalar
 from autopeft.space_file import load_space
 from autopeft.trial.model import ModelSource, load_config
 from autopeft.trial.prediction import MemoryPredictor, TrainingSetup, trace_peak

@@ -27,12 +27,14 @@ from recording import RecordingWorker
 from sampling import Draw, Known, draws
 
 from autopeft.assembly import Assembly, assemble
+from autopeft.candidates import Candidate
 from autopeft.compute import lowest_layer
 from autopeft.errors import TrialError
+from autopeft.plain import canonical_json, digest
 from autopeft.problem import Problem
-from autopeft.records import Candidate, WorkUnit, canonical_json, digest
 from autopeft.request import make_request
 from autopeft.space_file import read_space
+from autopeft.work import WorkUnit
 from autopeft.workers import worker_spec
 
 SEED = 0

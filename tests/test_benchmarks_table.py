@@ -23,10 +23,10 @@ from small_run import make_settings, make_unit, make_worker
 from surrogate import Features, OneByOne, Surrogate, forest, rung_taus
 
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate, Cost
 from autopeft.errors import TrialError
 from autopeft.objectives import METRICS, OBJECTIVES, quality_of
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Cost
 from autopeft.search.sampler import SAMPLERS
 from autopeft.space_file import parse_space, read_space
 

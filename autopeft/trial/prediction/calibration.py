@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.records import AdapterPlan
+from autopeft.candidates import AdapterPlan
 from autopeft.trial.prediction.parts import names_of, size_field
 from autopeft.trial.prediction.sites import Adapted, Features, Sites, lengthens_by, prompt_of
 from autopeft.trial.prediction.trace import MemoryTrace

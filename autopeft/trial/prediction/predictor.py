@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from autopeft.anatomy import Anatomy
-from autopeft.records import AdapterPlan, digest
+from autopeft.candidates import AdapterPlan
+from autopeft.plain import digest
 from autopeft.trial.prediction.calibration import Calibration, NewError, Run
 from autopeft.trial.prediction.designs import designs
 from autopeft.trial.prediction.kernels import Device

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.candidates import AdapterPlan
 from autopeft.methods.bottleneck import sites as blocks_of
-from autopeft.records import AdapterPlan
 from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, size_field, sizes_of
 
 Adapted = Mapping[str, float]
