@@ -15,9 +15,10 @@ from families import CONFIGS, PAIRS, TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.anatomy import KINDS, Anatomy, describe_linears, layer_groups, place_of
+from autopeft.anatomy import KINDS, Anatomy
 from autopeft.candidates import Candidate
 from autopeft.errors import SourceError
+from autopeft.layers import describe_linears, layer_groups, place_of
 from autopeft.methods import METHODS
 from autopeft.problem import unfit
 from autopeft.trial.model import AUTO_CLASSES, ModelSource

@@ -7,8 +7,9 @@ import random
 import sys
 from pathlib import Path
 
-from autopeft.anatomy import Anatomy, Norm, PromptShape, describe_linears, layer_groups
+from autopeft.anatomy import Anatomy, Norm, PromptShape
 from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Cost, Recipe
+from autopeft.layers import describe_linears, layer_groups
 from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.records import RunInfo, TrialRecord

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.anatomy import Anatomy
 from autopeft.candidates import AdapterPlan
+from autopeft.layers import number_layers, place_of
 from autopeft.methods.bottleneck import sites as blocks_of
 from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, size_field, sizes_of
 
