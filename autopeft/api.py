@@ -25,7 +25,8 @@ from autopeft.pareto import front
 from autopeft.plain import digest
 from autopeft.records import MAY_CHANGE
 from autopeft.registry import unknown
-from autopeft.request import NO_LIMIT, SearchRequest, demo_defaults, make_request
+from autopeft.request import NO_LIMIT, SearchRequest
+from autopeft.request_fields import demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Study, is_storage_url, sqlite_url

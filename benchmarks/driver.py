@@ -41,7 +41,7 @@ from autopeft.execute.local import LocalExecutor
 from autopeft.limits import Limits
 from autopeft.loop import search
 from autopeft.records import TrialRecord
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.result import Result
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import read_space

@@ -38,7 +38,7 @@ from autopeft.execute.protocol import GroupRunner, ResidentRunner, make_runner, 
 from autopeft.loop import work_unit
 from autopeft.pareto import hypervolume
 from autopeft.problem import Problem
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.search.study import Proposal
 from autopeft.space_file import read_space
 from autopeft.workers import worker_spec

@@ -18,7 +18,7 @@ from results import write_rows
 
 from autopeft.assembly import assemble
 from autopeft.candidates import Recipe
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.space_file import read_space
 
 

@@ -32,7 +32,7 @@ from autopeft.compute import lowest_layer
 from autopeft.errors import TrialError
 from autopeft.plain import canonical_json, digest
 from autopeft.problem import Problem
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.space_file import read_space
 from autopeft.work import WorkUnit
 from autopeft.workers import worker_spec

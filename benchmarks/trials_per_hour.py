@@ -44,7 +44,7 @@ def prepare(subject: Subject, work: Path, *, steps: int, trials: int) -> str:
 
     from autopeft.assembly import assemble
     from autopeft.candidates import Recipe
-    from autopeft.request import make_request
+    from autopeft.request_fields import make_request
     from autopeft.trial.batches import train_parts
 
     write_data(subject, work / "data")

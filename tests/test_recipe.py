@@ -15,7 +15,8 @@ from autopeft.labels import describe
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem, plan_of
 from autopeft.recipe import DIMENSIONS, OPTIMIZERS, SCHEDULERS, defaults, holds, rate_at
-from autopeft.request import SearchRequest, make_request
+from autopeft.request import SearchRequest
+from autopeft.request_fields import make_request
 from autopeft.space_file import parse_space
 
 LORA = {"choices": ["lora"]}
