@@ -29,7 +29,7 @@ from subjects import SUBJECTS, TARGETS
 
 from autopeft.anatomy import Anatomy
 from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Recipe
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import ModelSource, load_base
 from autopeft.trial.reading import read_anatomy

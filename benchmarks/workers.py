@@ -11,7 +11,7 @@ from subjects import SUBJECTS, request_fields, space, write_data
 
 from autopeft.assembly import Assembly, assemble
 from autopeft.candidates import Candidate, Recipe
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.request_fields import make_request
 from autopeft.work import WorkerSpec, WorkUnit
 from autopeft.workers import worker_spec

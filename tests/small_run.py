@@ -14,7 +14,7 @@ from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 
 from autopeft.anatomy import Anatomy
 from autopeft.candidates import Candidate, Recipe
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
 from autopeft.trial.reading import read_anatomy

@@ -12,7 +12,7 @@ from autopeft.binding import bind_space
 from autopeft.candidates import Candidate
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS, c3a, oft
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.space_file import parse_space
 
 

@@ -12,7 +12,7 @@ from families import batch_of
 
 from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.compose import plain_name
 from autopeft.trial.model import DTYPES, checksum, load_base, tensors_of

@@ -19,7 +19,7 @@ from autopeft.candidates import BaseFormat
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import unfit
+from autopeft.plans import unfit
 from autopeft.records import RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code

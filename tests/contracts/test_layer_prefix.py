@@ -8,7 +8,7 @@ from families import batch_of
 from peft import PrefixTuningConfig, get_peft_model
 
 from autopeft.candidates import BaseFormat, Candidate
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import load_base
 from autopeft.trial.own import Prefix

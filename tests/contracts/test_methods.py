@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 
 from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident, peft_config
 from autopeft.trial.compose import PEFT_TASKS

@@ -13,7 +13,7 @@ from signs import other_signs
 from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
 from autopeft.methods.not_offered import NOT_OFFERED
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.trial.model import load_base
 
 MORE = {

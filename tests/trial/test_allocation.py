@@ -9,7 +9,7 @@ from families import batch_of
 from safetensors.torch import load_file
 
 from autopeft.candidates import BaseFormat, Candidate, Recipe
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 from autopeft.trial.train import train

@@ -14,7 +14,7 @@ from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.trial import worker as worker_module
 from autopeft.trial.adapters import Resident
 from autopeft.trial.frozen import FrozenLayers

@@ -15,7 +15,7 @@ from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.recipe import OPTIMIZERS, conflict_with
 from autopeft.trial import bases as bases_module
 from autopeft.trial import worker as worker_module

@@ -9,7 +9,7 @@ from torch import nn
 
 from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import TrialError
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.recipe import rate_at
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base, tensors_of

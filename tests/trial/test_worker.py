@@ -14,7 +14,7 @@ from autopeft.candidates import BaseFormat, Candidate
 from autopeft.errors import DamagedRunError, OutOfMemoryTrialError, SourceError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
+from autopeft.plans import unfit
 from autopeft.trial import worker as worker_module
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.model import checksum, tensors_of
