@@ -9,6 +9,7 @@ check:  ## style, types, layers, and that the docs say what the command line doe
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy benchmarks
 	lint-imports
 	python docs/write_cli.py --check
 	python docs/write_methods.py --check

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from autopeft.candidates import Candidate
+from autopeft.errors import RequestError
 from autopeft.registry import Table
 from autopeft.work import Measurement
 
@@ -14,20 +17,48 @@ Goal = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A named function of a Measurement, the direction that is better, and the unit of its value."""
+    """A named function of a Measurement, the direction that is better, and the unit of its value.
+
+    Attributes:
+        known: Candidate -> the value that will be measured, for a cost that can be computed before any training. The
+            default engine asks it of hundreds of candidates a proposal, and learns the objective only if it was wrong.
+    """
 
     name: str
     goal: Goal
     unit: str
     measure: Callable[[Measurement], float]
+    known: Callable[[Candidate], float] | None = None
 
     def loss(self, value: float) -> float:
         """Turn a value so that smaller is better."""
         return -value if self.goal == "maximize" else value
 
+    def known_loss(self, candidate: Candidate) -> float:
+        """Give the value that will be measured, turned so that smaller is better.
 
-def objective(*, goal: Goal, unit: str = "", name: str = "") -> Callable[[Callable[[Measurement], float]], Objective]:
+        Raises:
+            RequestError: If the function for it fails, or gives no finite number.
+        """
+        assert self.known is not None
+        about = ", ".join(f"{name}={value}" for name, value in candidate.values.items())
+        try:
+            value = float(self.known(candidate))
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise RequestError(f"objectives: `known` of {self.name}: {why}, for {about}") from error
+        if not math.isfinite(value):
+            raise RequestError(f"objectives: `known` of {self.name} gave {value}, for {about}; return a finite number")
+        return self.loss(value)
+
+
+def objective(
+    *, goal: Goal, unit: str = "", name: str = "", known: Callable[[Candidate], float] | None = None
+) -> Callable[[Callable[[Measurement], float]], Objective]:
     """Make an Objective of a function.
+
+    Args:
+        known: Candidate -> the value that will be measured; see `Objective`.
 
     >>> @objective(goal="minimize", unit="s")
     ... def training_time(measurement):
@@ -37,7 +68,7 @@ def objective(*, goal: Goal, unit: str = "", name: str = "") -> Callable[[Callab
     """
 
     def make(function: Callable[[Measurement], float]) -> Objective:
-        return Objective(name or function.__name__, goal, unit, function)
+        return Objective(name or function.__name__, goal, unit, function, known)
 
     return make
 

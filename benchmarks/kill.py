@@ -159,7 +159,12 @@ def kill_worker(run_dir: Path, moment: Moment, *, rungs: str, pick: random.Rando
     driver = search_in(run_dir, rungs)
     moment.wait(driver, run_dir)
     victims: list[Process] = []
-    driver.wait_until(lambda: bool(victims.extend(workers_of(driver.process.pid)) or victims))
+
+    def found() -> bool:
+        victims.extend(workers_of(driver.process.pid))
+        return bool(victims)
+
+    driver.wait_until(found)
     before = record_lines(run_dir)
     life = Life("worker", round(driver.seconds, 1), _phase(driver, run_dir) if victims else "it had just ended")
     if victims:

@@ -77,7 +77,7 @@ def own(run_dir: Path, seed: int, trainings: int, **chosen: Any) -> dict[str, An
     """Search with autopeft."""
     result = ap.search(
         **fields(seed), **chosen, steps_total=trainings * STEPS, final_seeds=0, out=str(run_dir),
-        view=Quiet(),  # type: ignore[arg-type]
+        view=Quiet(),
     )  # fmt: skip
     assert result.info.parameter_limit is not None
     done = [record.values for record in result.records if record.state == "complete"]

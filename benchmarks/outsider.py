@@ -114,7 +114,7 @@ def search(engine: str, *, seed: int, trainings: int, rungs: str) -> dict[str, A
         result = ap.search(
             runner=partial(train, seed=seed), cost=cost, space=SPACE, objectives=["quality", "params"], budget=BUDGET,
             steps=STEPS, steps_total=trainings * STEPS, sampler=engine, seed=seed, rungs=rungs,
-            out=str(Path(folder) / "run"), view=Quiet(),  # type: ignore[arg-type]
+            out=str(Path(folder) / "run"), view=Quiet(),
         )  # fmt: skip
         found = figures(result.records)
     about = {"engine": engine, "rungs": rungs, "trainings": trainings, "seed": seed}

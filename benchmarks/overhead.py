@@ -116,7 +116,7 @@ def measure_empty_tune(trials: int, folder: Path) -> float:
     import ray
     from ray import tune
 
-    class Empty(tune.Trainable):
+    class Empty(tune.Trainable):  # type: ignore[misc]
         def step(self) -> dict[str, Any]:
             return {"at": time.time(), "done": True}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,11 @@ class Quota(Ladder):
         return super()._best(step, closing=closing)[: max(0, len(everyone) // self._eta - gone)]
 
 
-RULES = {"no rungs": lambda: Ladder(), "best third": lambda: Ladder(RUNGS), "quota": lambda: Quota(RUNGS)}
+RULES: dict[str, Callable[[], Ladder]] = {
+    "no rungs": Ladder,
+    "best third": lambda: Ladder(RUNGS),
+    "quota": lambda: Quota(RUNGS),
+}
 
 
 def draw(chance: np.random.Generator) -> tuple[float, float, float]:
@@ -51,7 +55,7 @@ def draw(chance: np.random.Generator) -> tuple[float, float, float]:
 def loss_at(step: int, final: float, chance: np.random.Generator) -> float:
     """Give a held-out loss on the way to the final one."""
     early = 0.75 * (step / 5) ** -0.9 * (1 + 0.2 * chance.normal() * (step < STEPS))
-    return final + early + 0.01 * chance.normal()
+    return float(final + early + 0.01 * chance.normal())
 
 
 def search(rule: str, *, seed: int, budget: int) -> tuple[float, int, int]:

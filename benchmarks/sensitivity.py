@@ -50,7 +50,7 @@ def importances(setting: Setting) -> dict[str, dict[str, float]]:
     for weight in weights.values():
         weight.requires_grad_(True)
     data = read_prepared(setting.run_dir / "data")
-    for parts in TrainBatches(data, seed=0).first(BATCHES, Recipe(0.0, batch_size=setting.batch_size)):
+    for parts in TrainBatches(data).first(BATCHES, Recipe(0.0, batch_size=setting.batch_size), seed=0):
         for part in parts:
             (model(**part).loss / BATCHES).backward()
     return {

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -192,8 +191,7 @@ def best_known(generations: int = 400) -> float:
         losses = np.array([truth(c) for c in found])
         front = [found[i] for i in np.flatnonzero(on_front(losses))]
         found = front[:400] + pool.mutants(front, 300, random)
-    losses = np.array([truth(c) for c in found])
-    return volume(losses)
+    return volume([truth(c) for c in found])
 
 
 def main() -> None:
@@ -237,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 from engines import SHARES, through_study
-from landscape import Landscape, Spent, Trainer, make_landscape
+from landscape import Landscape, PaperTrainer, make_landscape
+from peers import Spent
 from recorded import read_table
 from results import write_rows
 from surrogate import Surrogate
@@ -41,22 +42,27 @@ OTHER_SEEDS = 1000
 """What an earlier search adds to the seed."""
 
 
-class ShortTrainer(Trainer):
+class ShortTrainer(PaperTrainer):
     """Judges a training after a third of its steps."""
 
-    def finish(self, candidate: Candidate, *, feasible: bool = True) -> tuple[float, int, int]:
+    def train(self, candidate: Candidate, *, first: int = 0, last: int | None = None) -> tuple[float, int, int]:
         """Give the loss there in the last one's place."""
-        _, params, memory = Trainer.finish(self, candidate, feasible=feasible)
-        return self.losses(candidate)[self.full // 3], params, memory
+        loss, params, memory = PaperTrainer.train(self, candidate, first=first, last=last)
+        return loss if last not in (None, self.full) else self.early_loss(candidate), params, memory
+
+    def early_loss(self, candidate: Candidate) -> float:
+        """Give the loss after a third of the steps, as measured."""
+        surrogate = self.landscape.surrogate
+        return float(surrogate.noisy_curve(candidate, seed=self.seed)[surrogate.rungs.index(self.full // 3)])
 
 
 def earlier(landscape: Landscape, seed: int, trainings: int) -> Prior:
     """Search with short trainings; gives what a later search may know of it."""
     trainer = ShortTrainer(landscape, seed + OTHER_SEEDS, trainings * landscape.surrogate.rungs[-1])
     with suppress(Spent):
-        through_study(SAMPLERS["known-cost"])(landscape, trainer, trainer.seed)
+        through_study(SAMPLERS["known-cost"])(trainer, trainer.seed)
     candidates = [candidate for _, candidate, _ in trainer.finished]
-    scores = normal_scores([trainer.losses(c)[trainer.full // 3] for c in candidates])
+    scores = normal_scores([trainer.early_loss(candidate) for candidate in candidates])
     return Prior("earlier", tuple(candidates), tuple(scores))
 
 
@@ -82,10 +88,10 @@ def main() -> None:
         for starts in args.starts:
             for name in args.priors:
                 begun = time.process_time()
-                trainer = Trainer(landscape, seed, args.equivalents * recorded.steps)
                 posed = replace(landscape, problem=replace(landscape.problem, prior=known[name]))
+                trainer = PaperTrainer(posed, seed, args.equivalents * recorded.steps)
                 with suppress(Spent):
-                    through_study(SAMPLERS["known-cost"], starts=starts == "with")(posed, trainer, seed)
+                    through_study(SAMPLERS["known-cost"], starts=starts == "with")(trainer, seed)
                 row: dict[str, Any] = {
                     "subject": args.subject,
                     "prior": name,

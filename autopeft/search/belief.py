@@ -50,13 +50,13 @@ class Results:
 
     Attributes:
         numbers: ``(n_done,)``: the trials' numbers, rising.
-        known: ``(n_objectives,)``: which objectives are the cost that is counted beforehand.
+        known: ``(n_objectives,)``: which objectives are exact functions of a candidate.
         x: ``(n_done, n_columns)``: features of what has results.
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
-        costs: ``(n_done,)``: the trained parameters as counted beforehand.
+        exact: ``(n_done, n_objectives)``: the losses as computed beforehand; of what is not known anything.
         failed: Features of what failed.
         partial: Of what has results: step -> held-out loss there, where it was measured.
-        unfinished, unfinished_costs, unfinished_partial: The same of what is under way or has paused.
+        unfinished, unfinished_exact, unfinished_partial: The same of what is under way or has paused.
         running: ``(n_unfinished,)``: which of these are under way.
         guess: ``(n_done, n_runs)``: what each earlier run would have led one to expect of what has results.
         earlier: Features of trials of earlier runs.
@@ -67,11 +67,11 @@ class Results:
     known: NDArray[np.bool_]
     x: Array
     losses: Array
-    costs: Array
+    exact: Array
     failed: Array
     partial: Sequence[Mapping[int, float]]
     unfinished: Array
-    unfinished_costs: Array
+    unfinished_exact: Array
     unfinished_partial: Sequence[Mapping[int, float]]
     running: NDArray[np.bool_]
     guess: Array
@@ -148,7 +148,7 @@ class Belief:
     """What is believed of every candidate, given results.
 
     Attributes:
-        models: By objective; None where it is the cost that is known.
+        models: By objective; None where it is known.
         quality: The index of the objective of quality.
         front: ``(n_points, n_objectives)``: scaled, what is there to improve on, as the models see it without noise.
     """
@@ -161,13 +161,13 @@ class Belief:
         hyperparameters: Hyperparameters,
         *,
         aim: Aim,
-        limit: int | None = None,
+        most: Array,
     ) -> None:
         """Learn from results.
 
         Args:
             aim: What improvement is: the volume of the front, or the best quality alone.
-            limit: The most that the known cost may be; None for no limit.
+            most: ``(n_objectives,)``: the most that losses may be, where that is known; else infinite.
         """
         self.quality = quality = list(objectives).index(quality_objective(objectives))
         on = on_front(results.losses)
@@ -198,36 +198,35 @@ class Belief:
         self._success = _success_model(kernel, results, rows)
         means, _ = self.predict(
             np.concatenate([results.x, results.unfinished[results.running]]),
-            np.concatenate([results.costs, results.unfinished_costs[results.running]]),
+            np.concatenate([results.exact, results.unfinished_exact[results.running]]),
         )
         self.front = means
         self._aimed = [quality] if aim == "best quality" else list(range(len(objectives)))
-        reference = self._reference(results, limit)[self._aimed]
+        reference = self._reference(np.where(results.known, most, np.inf))[self._aimed]
         self._boxes = Boxes(_thinned(means[:, self._aimed]), reference)
         self._volume = hypervolume(means[:, self._aimed], reference)
 
-    def _reference(self, results: Results, limit: int | None) -> Array:
+    def _reference(self, most: Array) -> Array:
         """Say from where on an objective is worth nothing.
 
         Even the worst of the front dominates something, or the ends of the front would be worth nothing. Whatever cost
         was met may be worth its quality: behind a front of one cheap point nothing else would be. So may a known cost
-        that nobody met, up to the budget: what the user allows is not the first trials' to forbid.
+        that nobody met, up to the most: what the user allows is not the first trials' to forbid.
         """
         typical = self.front.max(axis=0)
         typical[self.quality] = np.median(self.front[:, self.quality])
         worst = np.maximum(self.front[on_front(self.front)].max(axis=0), typical)
         span = worst - self.front.min(axis=0)
         reference = worst + 0.1 * np.where(span > 0, span, 1.0)
-        if limit is not None:
-            for j in np.flatnonzero(results.known):
-                reference[j] = max(reference[j], float(self._scales[j](np.array([float(limit)]))[0]))
+        for j in np.flatnonzero(np.isfinite(most)):
+            reference[j] = max(reference[j], float(self._scales[j](most[j : j + 1])[0]))
         return np.asarray(reference)
 
-    def predict(self, x: Array, costs: Array) -> tuple[Array, Array]:
+    def predict(self, x: Array, exact: Array) -> tuple[Array, Array]:
         """Give scaled means and deviations, ``(n_candidates, n_objectives)`` each; a known value has no deviation."""
         means, deviations = [], []
-        for model, scale in zip(self.models, self._scales, strict=True):
-            mean, deviation = (scale(costs), np.zeros(len(costs))) if model is None else model.predict(x)
+        for model, scale, column in zip(self.models, self._scales, exact.T, strict=True):
+            mean, deviation = (scale(column), np.zeros(len(x))) if model is None else model.predict(x)
             means.append(mean)
             deviations.append(deviation)
         return np.stack(means, axis=1), np.stack(deviations, axis=1)
@@ -236,9 +235,9 @@ class Belief:
         """Give what a score means: the expected improvement as a share of what the front has."""
         return float(np.exp(score)) / self._volume if self._volume > 0 else np.inf
 
-    def score(self, x: Array, costs: Array) -> Array:
+    def score(self, x: Array, exact: Array) -> Array:
         """Give the logarithm of the expected improvement, ``(n_candidates,)``; failures improve nothing."""
-        means, deviations = self.predict(x, costs)
+        means, deviations = self.predict(x, exact)
         gained = self._boxes.log_improvement(means[:, self._aimed], deviations[:, self._aimed])
         if self._success is None:
             return gained

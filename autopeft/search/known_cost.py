@@ -2,9 +2,9 @@
 
 A proposal is the candidate, of a pool that is feasible by construction, with the largest expected improvement: of the
 front's hypervolume, costs by ratio or by difference, or of the best quality, in turn. Trained parameters are an exact
-function of a candidate, so that they are no belief but a number; so is any other objective that a cost computed
-beforehand has met in every trial. Nothing is kept between proposals that cannot be computed anew from the trials, so a
-resumed search goes on as it would have.
+function of a candidate, so that they are no belief but a number; so is any other objective whose `known` has been right
+in every trial. Nothing is kept between proposals that cannot be computed anew from the trials, so a resumed search goes
+on as it would have.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class KnownCost:
         self._pool = Pool(problem, count=self._adapter_params)
         self._features = Features(problem.space, with_cost=problem.is_counted)
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
+        self._told: dict[int, tuple[Array, Array]] = {}  # by number: a trial keeps its candidate
         self._lot: tuple[int, list[Candidate]] = (-1, [])
         kernel = self._features.kernel
         self._earlier = EarlierRuns(problem, kernel, rows=self.rows, costs=self.costs)
@@ -81,8 +82,9 @@ class KnownCost:
         if len(done) < STARTUP:
             spread = self._spread(self._pool.fresh(32, random), [trial.candidate for trial in trials])
             return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
-        belief = self._believe(results, aim=TURNS[number % len(TURNS)])
-        candidates = self._drawn(number) + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
+        drawn = self._drawn(number)
+        belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
+        candidates = drawn + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
         scores = self._score(belief, candidates)
         parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
         for _ in range(self._options.rounds if self._options.mutations else 0):
@@ -99,7 +101,7 @@ class KnownCost:
         far = np.abs(costs[:, None] - met).min(axis=1)
         return [drawn[i] for i in np.argsort(-far, kind="stable")]
 
-    def _believe(self, results: Results, *, aim: Aim) -> Belief:
+    def _believe(self, results: Results, *, aim: Aim, drawn: Sequence[Candidate] = ()) -> Belief:
         problem = self._problem
         return Belief(
             problem.objectives,
@@ -107,11 +109,18 @@ class KnownCost:
             results,
             self._hyperparameters,
             aim=aim,
-            limit=problem.parameter_limit,
+            most=self._most(drawn),
         )
 
+    def _most(self, drawn: Sequence[Candidate]) -> Array:
+        """Give the most that losses may be, where that is known: the budget, or what is met among fresh candidates."""
+        limit = self._problem.parameter_limit
+        met = self.exact(drawn).max(axis=0) if drawn else np.full(len(self._problem.objectives), np.inf)
+        counted = np.inf if limit is None else float(limit)
+        return np.where([o.known is None for o in self._problem.objectives], counted, met)
+
     def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:
-        return belief.score(self.rows(candidates), self.costs(candidates)) if candidates else np.zeros(0)
+        return belief.score(self.rows(candidates), self.exact(candidates)) if candidates else np.zeros(0)
 
     def _drawn(self, number: int) -> list[Candidate]:
         """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
@@ -125,34 +134,54 @@ class KnownCost:
     def _results(self, trials: Sequence[Observed]) -> tuple[list[Candidate], Results]:
         """Read the trials: the candidates that have results, and all as rows of numbers."""
         complete = [trial for trial in trials if trial.state == "complete"]
-        done = [trial.candidate for trial in complete]
-        failed = [trial.candidate for trial in trials if trial.state == "failed"]
+        failed = [trial for trial in trials if trial.state == "failed"]
         unfinished = [
             trial for trial in trials if trial.state == "running" or (trial.state == "paused" and trial.partial)
         ]
         objectives = self._problem.objectives
         losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
-        losses = losses.reshape(len(done), len(objectives))
-        costs = self.costs(done)
-        exact = self._options.known_costs and self._problem.is_counted
-        begun = [trial.candidate for trial in unfinished]
-        x = self.rows(done)
-        return done, Results(
+        losses = losses.reshape(len(complete), len(objectives))
+        x, exact = self._read(complete)
+        begun, begun_exact = self._read(unfinished)
+        is_known = [bool(np.allclose(*pair, rtol=1e-9, atol=0)) for pair in zip(losses.T, exact.T, strict=True)]
+        return [trial.candidate for trial in complete], Results(
             numbers=tuple(trial.number for trial in complete),
-            known=np.array([exact and bool(np.allclose(column, costs, rtol=1e-9, atol=0)) for column in losses.T]),
+            known=np.array(is_known) & self._options.known_costs,
             x=x,
             losses=losses,
-            costs=costs,
-            failed=self.rows(failed),
+            exact=exact,
+            failed=self._read(failed)[0],
             partial=[trial.partial for trial in complete],
-            unfinished=self.rows(begun),
-            unfinished_costs=self.costs(begun),
+            unfinished=begun,
+            unfinished_exact=begun_exact,
             unfinished_partial=[trial.partial for trial in unfinished],
             running=np.array([trial.state == "running" for trial in unfinished], dtype=np.bool_),
             guess=self._earlier.guess(x),
             earlier=self._earlier.x,
             earlier_guess=self._earlier.own_guess,
         )
+
+    def _read(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
+        """Give features and exact losses of trials, each computed once: a long search has many."""
+        new = [trial for trial in trials if trial.number not in self._told]
+        candidates = [trial.candidate for trial in new]
+        found = zip(new, self.rows(candidates), self.exact(candidates), strict=True)
+        self._told |= {trial.number: (row, exact) for trial, row, exact in found}
+        kept = [self._told[trial.number] for trial in trials]
+        none = self.rows([]), self.exact([])
+        return tuple(np.stack(part) for part in zip(*kept, strict=True)) if kept else none  # type: ignore[return-value]
+
+    def exact(self, candidates: Sequence[Candidate]) -> Array:
+        """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.
+
+        An objective that says nothing is the trained parameters, or none at all: the trials tell, see `_results`.
+        """
+        counted = self.costs(candidates) if self._problem.is_counted else np.full(len(candidates), np.nan)
+        columns = [
+            counted if o.known is None else np.array([o.known_loss(c) for c in candidates])
+            for o in self._problem.objectives
+        ]
+        return np.stack(columns, axis=1)
 
     def costs(self, candidates: Sequence[Candidate]) -> Array:
         """Give the trained parameters of candidates, ``(n_candidates,)``; zeros where nobody can tell."""

@@ -72,6 +72,7 @@ def test_custom_runner_keeps_its_budget(tmp_path: Path) -> None:
     result = example("custom_runner").main(str(tmp_path / "run"))
     assert len(result.records) == 30
     assert result.trials["params"].max() <= 10
+    assert (result.trials["prediction_cost"] < 2 * result.trials["params"]).all()
     assert len(result.front) > 1
 
 

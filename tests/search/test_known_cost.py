@@ -12,6 +12,7 @@ import pytest
 import synthetic
 
 from autopeft.candidates import Candidate
+from autopeft.errors import RequestError
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
 from autopeft.records import TrialRecord
@@ -70,7 +71,7 @@ def test_the_parameters_are_known_and_quality_is_learned():
     assert results.known.tolist() == [False, True]
     belief = engine._believe(results, aim="by ratio")
     new = [c.candidate for c in observed(5, seed=1)]
-    means, deviations = belief.predict(engine.rows(new), engine.costs(new))
+    means, deviations = belief.predict(engine.rows(new), engine.exact(new))
     assert (deviations[:, 0] > 0).all()
     assert (deviations[:, 1] == 0).all()
     assert means[:, 1] == pytest.approx(np.log([c["size"] for c in new]))  # parameters are compared by ratio
@@ -152,6 +153,49 @@ def test_every_fourth_proposal_is_for_the_best_quality_whatever_it_costs():
     engine = KnownCost(problem_of(), seed=0)
     best = [engine.propose(observed(40), number=43 + 4 * i, accepts=lambda c: True) for i in range(4)]
     assert all(c["size"] > 700 and abs(c["x"] - 0.7) < 0.15 for c in best)
+
+
+def latency_of(candidate):
+    return 5.0 + 3 * (candidate["size"] % 7)  # nothing that a model could learn of sizes
+
+
+def three(known):
+    latency = Objective("latency", "minimize", "ms", lambda m: m.train_seconds, known)
+    return problem_of(objectives=(*TWO, latency))
+
+
+@pytest.mark.parametrize(
+    ("known", "is_known"),
+    [(latency_of, True), (None, False), (lambda c: latency_of(c) + 1e-3, False)],
+    ids=["right", "none", "wrong"],
+)
+def test_an_objective_that_is_known_beforehand_is_not_learned_unless_it_was_wrong(known, is_known):
+    engine = KnownCost(three(known), seed=0)
+    trials = observed(20, values=lambda c: (quality_of(c), float(c["size"]), latency_of(c)))
+    _, results = engine._results(trials)
+    assert results.known.tolist() == [False, True, is_known]
+    new = [c.candidate for c in observed(30, seed=1)]
+    means, deviations = engine._believe(results, aim="by difference").predict(engine.rows(new), engine.exact(new))
+    assert bool((deviations[:, 2] == 0).all()) == is_known
+    off = np.abs(means[:, 2] - [latency_of(c) for c in new])
+    assert bool((off < 1e-9).all()) == is_known
+    assert engine.propose(trials, number=20, accepts=lambda c: True) is not None
+
+
+def test_a_known_value_to_be_maximised_is_turned_like_its_measurements():
+    speed = Objective("speed", "maximize", "rows/s", lambda m: 0.0, lambda c: 1000.0 / c["size"])
+    engine = KnownCost(problem_of(objectives=(TWO[0], speed)), seed=0)
+    trials = observed(12, values=lambda c: (quality_of(c), 1000.0 / c["size"]))
+    assert engine._results(trials)[1].known.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [(lambda c: math.nan, "gave nan"), (lambda c: c["missing"], "KeyError"), (lambda c: "much", "ValueError")],
+)
+def test_a_fault_in_what_is_known_is_told(known, why):
+    with pytest.raises(RequestError, match=f"`known` of latency.*{why}.*x=0"):
+        KnownCost(three(known), seed=0).exact([Candidate({"x": 0.5, "size": 3})])
 
 
 @pytest.mark.parametrize(("limit", "hopeless"), [(2000, False), (60, True)])
@@ -245,7 +289,7 @@ def test_a_partial_result_counts_once():
     def deviation(state, partial):
         _, results = engine._results([*done, Observed(20, state, candidate, (), partial)])
         belief = engine._believe(results, aim="by ratio")
-        return belief.predict(engine.rows([candidate]), engine.costs([candidate]))[1][0, 0]
+        return belief.predict(engine.rows([candidate]), engine.exact([candidate]))[1][0, 0]
 
     assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))
     assert deviation("running", {}) < 0.8 * deviation("running", {10: 2.0})  # nothing shown: taken to end as expected
