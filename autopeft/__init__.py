@@ -10,9 +10,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from autopeft.api import estimate, load, merge, resume, search
+    from autopeft.candidates import Candidate
     from autopeft.objectives import Objective, objective
-    from autopeft.records import Candidate, Measurement
     from autopeft.result import Pick, Result
+    from autopeft.work import Measurement
 
 __all__ = [
     "Candidate",
@@ -29,8 +30,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Candidate": "records",
-    "Measurement": "records",
+    "Candidate": "candidates",
+    "Measurement": "work",
     "Objective": "objectives",
     "objective": "objectives",
     "Pick": "result",

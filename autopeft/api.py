@@ -22,9 +22,11 @@ from autopeft.limits import ENDINGS, Ending, Limits
 from autopeft.loop import search as run_search
 from autopeft.objectives import Objective
 from autopeft.pareto import front
-from autopeft.records import MAY_CHANGE, digest
+from autopeft.plain import digest
+from autopeft.records import MAY_CHANGE
 from autopeft.registry import unknown
-from autopeft.request import NO_LIMIT, SearchRequest, demo_defaults, make_request
+from autopeft.request import NO_LIMIT, SearchRequest
+from autopeft.request_fields import demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
 from autopeft.search.study import Study, is_storage_url, sqlite_url

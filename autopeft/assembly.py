@@ -12,6 +12,7 @@ import yaml
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate
 from autopeft.earlier import priors_of, read_earlier
 from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
@@ -20,11 +21,12 @@ from autopeft.machine import hardware, versions
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.problem import Problem
 from autopeft.recipe import CUSTOMARY, defaults
-from autopeft.records import Candidate, Measurement, RunInfo
+from autopeft.records import RunInfo
 from autopeft.request import SearchRequest
 from autopeft.sources import read_sources
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
+from autopeft.work import Measurement
 
 if TYPE_CHECKING:
     from autopeft.trial.prepared import Prepared

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal
-from autopeft.records import Candidate, Scalar
 from autopeft.space import Space
 
 MOST_COMBINATIONS = 4096

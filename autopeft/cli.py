@@ -127,7 +127,7 @@ def _with_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Make the fields of a request of the options given and the --config file."""
     from autopeft.errors import RequestError
-    from autopeft.request import read_fields
+    from autopeft.request_fields import read_fields
 
     given = {name: value for name, value in options.items() if value is not None and name != "config"}
     if "column" in given:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from autopeft.anatomy import Anatomy, place_of
-from autopeft.records import AdapterPlan
+from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan
+from autopeft.layers import place_of
 
 
 def training_flops(anatomy: Anatomy, plan: AdapterPlan, *, rows: int, length: int) -> int:

@@ -16,9 +16,10 @@ from autopeft.labels import describe
 from autopeft.limits import typical_seconds
 from autopeft.loop import interrupts_deferred
 from autopeft.problem import Problem
-from autopeft.records import Outcome, Split, TrialRecord, WorkUnit
+from autopeft.records import TrialRecord
 from autopeft.store import RunDirectory
 from autopeft.view import View
+from autopeft.work import Outcome, Split, WorkUnit
 
 _POLL_SECONDS = 0.5
 LARGEST_SHARE = 1 / 3

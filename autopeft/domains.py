@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from autopeft.records import Scalar
+from autopeft.candidates import Scalar
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,12 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.errors import AutopeftError, RequestError
 from autopeft.objectives import DEFAULT_METRIC, Objective
 from autopeft.pareto import quality_objective
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Prior, RunInfo, Scalar, TrialRecord
+from autopeft.records import Prior, RunInfo, TrialRecord
 from autopeft.search.expectation import expected_from_partial
 from autopeft.space import Parameter, Space
 from autopeft.store import RunDirectory

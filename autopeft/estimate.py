@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from autopeft.assembly import Assembly, assemble
+from autopeft.candidates import AdapterPlan, Candidate, Cost
 from autopeft.errors import RequestError
 from autopeft.forecast import memory_predictor, seconds_of
 from autopeft.labels import describe
 from autopeft.problem import Problem
-from autopeft.records import AdapterPlan, Candidate, Cost
 from autopeft.request import SearchRequest
 from autopeft.space_file import read_space
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 
 from scipy import stats
 
+from autopeft.candidates import Candidate
 from autopeft.objectives import Objective
 from autopeft.pareto import completed, front, picks
-from autopeft.records import Candidate, Measurement, TrialRecord
+from autopeft.records import TrialRecord
+from autopeft.work import Measurement
 
 MOST_POINTS = 8
 """Points of the front that are trained again: the named ones, then those of the best quality."""

@@ -8,8 +8,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan, BaseFormat
 from autopeft.compute import training_flops
-from autopeft.records import AdapterPlan, BaseFormat, RunInfo, canonical_json
+from autopeft.plain import canonical_json
+from autopeft.records import RunInfo
 
 if TYPE_CHECKING:
     from autopeft.trial.prediction import MemoryPredictor

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autopeft.anatomy import KINDS
+from autopeft.candidates import Candidate, Scalar
 from autopeft.recipe import DIMENSIONS
-from autopeft.records import Candidate, Prior, Scalar, TrialRecord
+from autopeft.records import Prior, TrialRecord
 from autopeft.units import show_bytes, show_count, show_seconds
 
 _SHORT = {

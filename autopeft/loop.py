@@ -20,11 +20,12 @@ from autopeft.labels import describe
 from autopeft.limits import Ending, Ledger, Limits, Stretch
 from autopeft.pareto import front, quality_objective
 from autopeft.problem import Problem
-from autopeft.records import Outcome, RungResult, TrialRecord, WorkUnit
+from autopeft.records import RungResult, TrialRecord
 from autopeft.search.study import Proposal, Study
 from autopeft.store import RunDirectory, adapter_dir, state_dir
 from autopeft.units import show_bytes
 from autopeft.view import View
+from autopeft.work import Outcome, WorkUnit
 
 SAME_FAILURES = 5
 """The search gives up when the first trials of a sitting, this many, all failed for the same reason."""

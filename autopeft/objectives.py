@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from autopeft.candidates import Candidate
 from autopeft.errors import RequestError
-from autopeft.records import Candidate, Measurement
 from autopeft.registry import Table
+from autopeft.work import Measurement
 
 Goal = Literal["maximize", "minimize"]
 

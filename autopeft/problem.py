@@ -11,51 +11,20 @@ from random import Random
 
 from autopeft.anatomy import Anatomy
 from autopeft.budget import project, smallest
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Cost, Recipe, Scalar
 from autopeft.domains import Choices
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import Objective
-from autopeft.recipe import CUSTOMARY, conflict, conflict_with, format_of, recipe_of
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Prior, Recipe, Scalar, digest
-from autopeft.space import Space, settings_of
+from autopeft.plain import digest
+from autopeft.plans import plan_of, unfit
+from autopeft.recipe import CUSTOMARY, conflict, conflict_with, recipe_of
+from autopeft.records import Prior
+from autopeft.space import Space
 from autopeft.units import show_bytes, show_count, show_percent
 
 _DRAWS = 400
 """Configurations drawn at random before a space is taken for one in which nothing fits."""
-
-
-def plan_of(
-    candidate: Candidate, anatomy: Anatomy, *, recipe: Recipe = CUSTOMARY, base: BaseFormat | None = None
-) -> AdapterPlan:
-    """Turn a candidate into the adapter it means on a model, and how that is trained.
-
-    Args:
-        recipe: How it is trained where the candidate does not say otherwise.
-        base: How the base is held then; by default at the checkpoint's bits.
-    """
-    method = METHODS[str(candidate["method"])]
-    build = method.build(settings_of(candidate, method.name), anatomy)
-    return AdapterPlan(
-        method=method.name,
-        sizes=dict(build.sizes),
-        config=dict(build.config),
-        adapter_params=build.params,
-        base=format_of(candidate, base or BaseFormat(anatomy.dtype_bits)),
-        recipe=recipe_of(
-            candidate, recipe, learning_rate=method.learning_rate * float(candidate.values.get("lr_multiple", 1.0))
-        ),
-    )
-
-
-def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:
-    """Say why a method cannot be trained on a model, whatever its size and recipe; "" if it can."""
-    method = METHODS[str(candidate["method"])]
-    bits = format_of(candidate, base or BaseFormat(anatomy.dtype_bits)).bits
-    if bits not in method.bits:
-        return f"{method.name} does not train on a base of {bits} bits"
-    if anatomy.task not in method.tasks:
-        return f"{method.name} is not for {anatomy.task}"
-    return method.refuses(settings_of(candidate, method.name), bits, anatomy)
 
 
 @dataclass(frozen=True, slots=True)

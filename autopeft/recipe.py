@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from autopeft.records import BaseFormat, Candidate, Recipe, Scalar
+from autopeft.candidates import BaseFormat, Candidate, Recipe, Scalar
 from autopeft.registry import Table, unknown
 
 BITS = (4, 8, 16, 32)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.assembly import stored_objectives
+from autopeft.candidates import Candidate
 from autopeft.finals import kept, picked
 from autopeft.labels import describe
 from autopeft.objectives import Objective
 from autopeft.pareto import front
-from autopeft.records import Candidate, RunInfo, TrialRecord
+from autopeft.records import RunInfo, TrialRecord
 from autopeft.registry import unknown
 from autopeft.report import COLUMNS, Context, render, table, verdict, write_csv
 from autopeft.store import RunDirectory, adapter_dir, replace_file

@@ -12,10 +12,11 @@ from itertools import product
 from random import Random
 from typing import Literal
 
-from autopeft.anatomy import KINDS, Anatomy, layer_groups
+from autopeft.anatomy import KINDS, Anatomy
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Domain, canonical, draw, middle, show_domain
 from autopeft.errors import RequestError
-from autopeft.records import Candidate, Scalar
+from autopeft.layers import layer_groups
 from autopeft.registry import unknown
 
 Per = Literal["layers", "kinds"]

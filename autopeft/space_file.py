@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autopeft.candidates import Scalar
 from autopeft.domains import Choices, Domain, Ordinal, Real, Whole, middle, show_domain
 from autopeft.errors import RequestError
-from autopeft.records import Scalar
 from autopeft.registry import unknown
 from autopeft.space import Parameter, Per, Space
 

@@ -28,7 +28,8 @@ from typing import IO, Any
 
 from autopeft.errors import DamagedRunError, RequestError
 from autopeft.records import SCHEMA_VERSION, RunInfo, TrialRecord
-from autopeft.request import SearchRequest, make_request, read_fields, write_request
+from autopeft.request import SearchRequest
+from autopeft.request_fields import make_request, read_fields, write_request
 
 _LOCK, _RECORDS, _FINALS = ".lock", "records.jsonl", "finals.jsonl"
 _PREPARATION = {_LOCK, "data", "run.json", ".run.json.partial", ".request.yaml.partial"}

@@ -11,8 +11,9 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import FunctionRunner, TrainFunction, entry_of
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
-from autopeft.records import RunInfo, WorkerSpec
+from autopeft.records import RunInfo
 from autopeft.request import SearchRequest
+from autopeft.work import WorkerSpec
 
 _WORKER_BYTES = 700 * 2**20
 """What a worker process holds beside its model: interpreter, libraries, data."""

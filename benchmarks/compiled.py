@@ -36,8 +36,8 @@ def measure(model: str, setting: Setting, *, steps: int) -> list[dict[str, Any]]
     """Train each of the trials a few steps, not compiled and compiled; gives a row a trial."""
     import torch
 
+    from autopeft.candidates import Recipe
     from autopeft.execute.protocol import make_runner
-    from autopeft.records import Recipe
     from autopeft.trial.batches import train_parts
     from autopeft.trial.train import Learner
 

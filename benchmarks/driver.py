@@ -1,8 +1,7 @@
 """What a search costs beside its trainings: asks, tells, records, view, memory, report, and busy workers.
 
-Real searches of the real driver, whose trials are not trained: their results come from a formula at once, with all
-that a real one has (plan, loss curve, metrics). Two spaces: `default`, the shipped space bound to MiniLM, and `own`, a
-space of 12 numbers with a custom runner.
+Real searches of the real driver, whose trials are not trained (`formula.py`), in two spaces: `default`, the shipped one
+bound to MiniLM, and `own`, 12 numbers with a custom runner.
 
     growth   milliseconds a trial, and the driver's memory, at 100 ... 5,000 trials; then the report
     workers  how busy 1, 8 and 64 simulated workers are kept: trainings take recorded times on a simulated clock, on
@@ -15,11 +14,9 @@ space of 12 numbers with a custom runner.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import heapq
 import io
 import json
-import math
 import random
 import subprocess
 import sys
@@ -32,100 +29,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from formula import Formula, assemble_case
 from results import write_rows
 
-from autopeft.api import CostFunction
-from autopeft.assembly import Assembly, assemble
 from autopeft.execute.local import LocalExecutor
 from autopeft.limits import Limits
 from autopeft.loop import search
-from autopeft.records import Candidate, Measurement, Outcome, TrialRecord, WorkUnit
-from autopeft.request import make_request
+from autopeft.records import TrialRecord
 from autopeft.result import Result
 from autopeft.search.study import Study, sqlite_url
-from autopeft.space_file import read_space
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
+from autopeft.work import Outcome, WorkUnit
 
 CHECKPOINTS = (100, 200, 500, 1000, 2000, 3000, 4000, 5000)
 _LAST = 50
 """Trials before a checkpoint that its figures are the mean of."""
-
-OWN_SPACE = {
-    "parameters": {
-        "depth": {"ordinal": [0, 1, 2, 4, 8], "default": 2},
-        "kind": {"choices": ["a", "b", "c"]},
-        **{f"x{i}": {"low": 1e-3, "high": 1.0, "log": True, "default": 0.1} for i in range(10)},
-    }
-}
-
-
-# --- results without training ----------------------------------------------------------------------------------------
-
-
-def quality_of(candidate: Candidate) -> float:
-    """Give a quality that depends on every value, with an optimum inside and noise that is always the same."""
-    loss = 0.0
-    for name, value in candidate.values.items():
-        best = int(hashlib.sha256(name.encode()).hexdigest()[:4], 16) / 65535
-        at = value if isinstance(value, int | float) else len(str(value)) / 10
-        loss += (math.tanh(float(at)) - best) ** 2
-    noise = int(candidate.key[:6], 16) / 0xFFFFFF
-    return 1 / (1 + loss) + 0.02 * noise
-
-
-def own_cost(candidate: Candidate) -> int:
-    """Count the parameters of a candidate of the own space."""
-    return 1 + round(1000 * float(candidate["depth"]) * float(candidate["x0"]))
-
-
-class Formula:
-    """A Runner that gives what a training would have given, at once."""
-
-    def run(self, unit: WorkUnit) -> Measurement:
-        """Give the measurement of a work unit."""
-        quality = quality_of(unit.candidate)
-        params = unit.plan.adapter_params + unit.head_params if unit.plan else own_cost(unit.candidate)
-        loss = 1 - quality
-        return Measurement(
-            quality=quality,
-            trainable_params=params,
-            memory_bytes=200_000_000 + 16 * params,
-            memory_kind="tensor_storage",
-            head_params=unit.head_params,
-            adapter_bytes=4 * params,
-            steps=unit.steps,
-            train_seconds=2.5,
-            eval_seconds=0.5,
-            metrics={"accuracy": quality, "f1_macro": quality, "matthews": quality, "loss": loss},
-            curve=tuple((step, loss * (1 + math.exp(-step / 20))) for step in range(0, 100, 2)),
-            base_checksum="0" * 16,
-        )
-
-
-def assemble_case(space: str, sampler: str, trials: int, folder: Path) -> tuple[Any, Assembly]:
-    """Put the search of a case together, as `autopeft.search` does; gives (request, assembly)."""
-    fields: dict[str, Any] = {"trials": trials, "sampler": sampler, "executor": "local"}
-    runner: Callable[[Candidate, int], Measurement] | None = None
-    cost: CostFunction | None = None
-    if space == "own":
-        fields |= {"budget": "none", "objectives": ["quality", "params", "memory"]}
-        runner, cost = _never, own_cost
-        of = read_space(OWN_SPACE)
-    else:
-        from autopeft.trial.demo import LIBRARIES, demo_model
-
-        rows = [{"text": f"text {i}", "label": LIBRARIES[i % len(LIBRARIES)]} for i in range(40 * len(LIBRARIES))]
-        data = folder / "data.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        fields |= {"model": str(demo_model()), "data": str(data)}
-        of = read_space("default")
-    request = make_request(fields)
-    return request, assemble(request, space=of, runner=runner, cost=cost)
-
-
-def _never(candidate: Candidate, steps: int) -> Measurement:
-    raise AssertionError("the executor of this benchmark does not call it")
 
 
 # --- growth ----------------------------------------------------------------------------------------------------------

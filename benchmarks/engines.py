@@ -47,7 +47,7 @@ from autopeft.execute.local import LocalExecutor
 from autopeft.limits import Limits
 from autopeft.loop import search
 from autopeft.records import RunInfo
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.sampler import SAMPLERS

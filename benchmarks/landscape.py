@@ -13,9 +13,10 @@ from peers import Spent
 from recorded import Recorded
 from surrogate import Surrogate
 
+from autopeft.candidates import Candidate
 from autopeft.pareto import hypervolume, on_front
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Measurement, WorkUnit
+from autopeft.work import Measurement, WorkUnit
 
 Array = NDArray[np.float64]
 

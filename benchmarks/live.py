@@ -32,13 +32,13 @@ from results import write_rows
 
 import autopeft as ap
 from autopeft.assembly import assemble
+from autopeft.candidates import Candidate
 from autopeft.errors import TrialError
 from autopeft.execute.protocol import GroupRunner, ResidentRunner, make_runner, run_isolated
 from autopeft.loop import work_unit
 from autopeft.pareto import hypervolume
 from autopeft.problem import Problem
-from autopeft.records import Candidate
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.search.study import Proposal
 from autopeft.space_file import read_space
 from autopeft.workers import worker_spec

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from autopeft.assembly import Assembly
+from autopeft.candidates import Candidate, Recipe
 from autopeft.compute import forward_flops, training_flops
-from autopeft.problem import plan_of
-from autopeft.records import Candidate, Recipe
+from autopeft.plans import plan_of
 
 SIDE = 1024
 REPEATS = 12

@@ -26,7 +26,7 @@ from results import write_rows
 from subjects import SUBJECTS, TARGETS, configurations
 from workers import Setting, make_setting
 
-from autopeft.records import Measurement, WorkerSpec, WorkUnit
+from autopeft.work import Measurement, WorkerSpec, WorkUnit
 
 
 class Idle:

@@ -17,8 +17,8 @@ import numpy as np
 from results import write_rows
 
 from autopeft.assembly import assemble
-from autopeft.records import Recipe
-from autopeft.request import make_request
+from autopeft.candidates import Recipe
+from autopeft.request_fields import make_request
 from autopeft.space_file import read_space
 
 

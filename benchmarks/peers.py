@@ -19,9 +19,9 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import TrialState
 
+from autopeft.candidates import Candidate
 from autopeft.errors import TrialError
 from autopeft.problem import Problem
-from autopeft.records import Candidate
 from autopeft.search.codec import decoded, suggest
 from autopeft.space import Space
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from autopeft.candidates import Candidate
 from autopeft.machine import versions
 from autopeft.pareto import hypervolume
-from autopeft.records import Candidate, RungResult
+from autopeft.records import RungResult
 from autopeft.search.rungs import Ladder, Standing
 
 STEPS, RUNGS = 90, (10, 30)

@@ -12,27 +12,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recording import RecordingWorker
 from sampling import Draw, Known, draws
+from table_columns import curve_columns, flat, read_rows, rounded, write_parquet
 
 from autopeft.assembly import Assembly, assemble
-from autopeft.compute import lowest_layer
 from autopeft.errors import TrialError
-from autopeft.problem import Problem
-from autopeft.records import Candidate, WorkUnit, canonical_json, digest
-from autopeft.request import make_request
+from autopeft.plain import canonical_json, digest
+from autopeft.request_fields import make_request
 from autopeft.space_file import read_space
+from autopeft.work import WorkUnit
 from autopeft.workers import worker_spec
 
 SEED = 0
@@ -163,13 +162,13 @@ class Recorder:
             row |= {"state": "failed", "reason": (str(error).splitlines() or [type(error).__name__])[0][:200]}
         row |= {"cpu_seconds": round(time.process_time() - start, 3), "commit": self._commit}
         row |= curve_columns(worker.curve)
-        row["train_loss"] = [_rounded(loss) for loss in worker.losses]
+        row["train_loss"] = [rounded(loss) for loss in worker.losses]
         if measurement is not None:
             row |= {
                 "memory_bytes": measurement.memory_bytes,
                 "adapter_bytes": measurement.adapter_bytes,
                 "steps": measurement.steps,
-                **{f"test_{name}": _rounded(value) for name, value in worker.test.items()},
+                **{f"test_{name}": rounded(value) for name, value in worker.test.items()},
             }
         return row
 
@@ -198,81 +197,6 @@ def assemble_subject(subject: Subject) -> Assembly:
     return assemble(make_request(fields), space=read_space("default"))
 
 
-def flat(candidate: Candidate, problem: Problem) -> dict[str, Any]:
-    """Give a candidate's columns: all of it as JSON, and what most people ask for."""
-    plan = problem.plan(candidate)
-    assert plan is not None
-    assert problem.anatomy is not None
-    head = problem.anatomy.head_params
-    ranks = list(plan.sizes.values())
-    return {
-        "candidate": canonical_json(candidate.values),
-        "method": plan.method,
-        "bits": plan.bits,
-        "lr_multiple": float(candidate["lr_multiple"]),
-        "learning_rate": plan.learning_rate,
-        "modules": len(ranks),
-        "mean_rank": round(sum(ranks) / len(ranks), 4) if ranks else 0.0,
-        "lowest_layer": lowest_layer(problem.anatomy, plan),
-        "adapter_params": plan.adapter_params,
-        "head_params": head,
-        "trainable_params": plan.adapter_params + head,
-    }
-
-
-def curve_columns(curve: Mapping[int, Mapping[str, float]]) -> dict[str, list[float]]:
-    """Turn a curve into columns: `rung_steps`, and of each metric `curve_<metric>`, all equally long."""
-    metrics = sorted({name for values in curve.values() for name in values} - {"perplexity"})
-    columns: dict[str, list[float]] = {"rung_steps": sorted(curve)}
-    for name in metrics:
-        columns[f"curve_{name}"] = [_rounded(curve[step][name]) for step in sorted(curve)]
-    return columns
-
-
-def _rounded(value: float) -> Any:
-    """Keep seven digits; JSON has no others than finite numbers."""
-    return float(f"{value:.7g}") if abs(value) < float("inf") else None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read what is recorded; a last line that a kill has torn is dropped."""
-    rows = []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        path.write_text("".join(canonical_json(row) + "\n" for row in rows), encoding="utf-8")
-    return rows
-
-
-def write_parquet(recorder: Recorder, path: Path) -> None:
-    """Write the rows of a subject, and in the file's metadata the untrained base and what its problem is built of."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    info = recorder.assembly.info.to_dict()
-    for section in (
-        info["request"],
-        info["data"],
-        info["model"],
-        info["model"]["source"],
-    ):  # folders of one machine mean nothing
-        section.update({name: Path(str(v)).name for name, v in section.items() if name in _PATHS and v})
-    info["data"].pop("notes", None)
-    rows = [{"dataset": recorder.key, **row} for row in read_rows(recorder.path)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    about = {"autopeft.run": canonical_json(info), "autopeft.untrained": canonical_json(recorder.untrained())}
-    table = table.replace_schema_metadata(about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", compression_level=19)
-    print(f"{path}: {len(rows)} rows, {path.stat().st_size / 1e6:.2f} MB")
-
-
-_PATHS = ("model", "data", "path", "name")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
@@ -286,7 +210,13 @@ def main() -> None:
     recorders = [Recorder(key, args.scratch, commit=commit.stdout.strip()) for key in args.subjects]
     if args.parquet:
         for recorder in recorders:
-            write_parquet(recorder, TABLE / f"{recorder.key}.parquet")
+            write_parquet(
+                TABLE / f"{recorder.key}.parquet",
+                read_rows(recorder.path),
+                dataset=recorder.key,
+                run=recorder.assembly.info,
+                untrained=recorder.untrained(),
+            )
         return
     states: Counter[str] = Counter()
     start = time.process_time()

@@ -13,10 +13,11 @@ import yaml
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
+from autopeft.candidates import AdapterPlan, Candidate
 from autopeft.objectives import METRICS, OBJECTIVES, quality_of
 from autopeft.problem import Problem
 from autopeft.recipe import defaults
-from autopeft.records import AdapterPlan, Candidate, RunInfo
+from autopeft.records import RunInfo
 from autopeft.space_file import parse_space
 
 TABLE = Path(__file__).parent / "table"

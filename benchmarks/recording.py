@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from autopeft.records import Measurement, WorkUnit
 from autopeft.trial.bases import Base
 from autopeft.trial.batches import largest
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.train import Learner, Training
 from autopeft.trial.worker import TrialWorker
+from autopeft.work import Measurement, WorkUnit
 
 
 class RecordingWorker(TrialWorker):

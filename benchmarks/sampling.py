@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal, Real, Whole
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Scalar
 from autopeft.space import Parameter, Space
 
 WEIGHTS = {

@@ -37,7 +37,7 @@ def importances(setting: Setting) -> dict[str, dict[str, float]]:
     """Give for each kind of importance that of each linear, by one pass over the first batches."""
     import torch
 
-    from autopeft.records import BaseFormat, Recipe
+    from autopeft.candidates import BaseFormat, Recipe
     from autopeft.trial.batches import TrainBatches
     from autopeft.trial.model import ModelSource, load_base
     from autopeft.trial.prepared import read_prepared

@@ -29,10 +29,10 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import GroupKFold
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan, Candidate
 from autopeft.compute import lowest_layer
 from autopeft.domains import Choices
 from autopeft.problem import Problem
-from autopeft.records import AdapterPlan, Candidate
 from autopeft.space import Parameter
 
 LEAST_TAU = 0.7

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from results import write_rows
 
+from autopeft.candidates import Candidate, Cost
 from autopeft.objectives import OBJECTIVES
 from autopeft.pareto import hypervolume, on_front
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Cost, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.sampler import SAMPLERS

@@ -28,8 +28,8 @@ from results import write_rows
 from subjects import SUBJECTS, TARGETS
 
 from autopeft.anatomy import Anatomy
-from autopeft.problem import plan_of
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Recipe
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Recipe
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import ModelSource, load_base
 from autopeft.trial.reading import read_anatomy

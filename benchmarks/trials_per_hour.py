@@ -43,8 +43,8 @@ def prepare(subject: Subject, work: Path, *, steps: int, trials: int) -> str:
     import datasets
 
     from autopeft.assembly import assemble
-    from autopeft.records import Recipe
-    from autopeft.request import make_request
+    from autopeft.candidates import Recipe
+    from autopeft.request_fields import make_request
     from autopeft.trial.batches import train_parts
 
     write_data(subject, work / "data")

@@ -32,8 +32,9 @@ from recorded import read_table
 from results import write_rows
 from surrogate import Surrogate
 
+from autopeft.candidates import Candidate
 from autopeft.earlier import normal_scores
-from autopeft.records import Candidate, Prior
+from autopeft.records import Prior
 from autopeft.search.sampler import SAMPLERS
 
 EQUIVALENTS = (8, 16, 32, 64)

@@ -10,9 +10,10 @@ from typing import Any
 from subjects import SUBJECTS, request_fields, space, write_data
 
 from autopeft.assembly import Assembly, assemble
-from autopeft.problem import plan_of
-from autopeft.records import Candidate, Recipe, WorkerSpec, WorkUnit
-from autopeft.request import make_request
+from autopeft.candidates import Candidate, Recipe
+from autopeft.plans import plan_of
+from autopeft.request_fields import make_request
+from autopeft.work import WorkerSpec, WorkUnit
 from autopeft.workers import worker_spec
 
 

@@ -18,12 +18,12 @@ from configurations import candidates  # noqa: E402
 from families import LABELS, TOKENS, make_model  # noqa: E402
 
 from autopeft.anatomy import Anatomy  # noqa: E402
+from autopeft.candidates import Candidate  # noqa: E402
 from autopeft.labels import show_rate  # noqa: E402
 from autopeft.methods import METHODS  # noqa: E402
 from autopeft.methods.capabilities import capabilities  # noqa: E402
 from autopeft.methods.not_offered import NOT_OFFERED  # noqa: E402
-from autopeft.problem import unfit  # noqa: E402
-from autopeft.records import Candidate  # noqa: E402
+from autopeft.plans import unfit  # noqa: E402
 from autopeft.trial.model import ModelSource  # noqa: E402
 from autopeft.trial.reading import read_anatomy  # noqa: E402
 

@@ -13,12 +13,13 @@ import transformers
 from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 
 from autopeft.anatomy import Anatomy
-from autopeft.problem import plan_of
-from autopeft.records import Candidate, Recipe, WorkUnit
+from autopeft.candidates import Candidate, Recipe
+from autopeft.plans import plan_of
 from autopeft.trial.model import ModelSource
 from autopeft.trial.prepared import Prepared, fingerprint, write
 from autopeft.trial.reading import read_anatomy
 from autopeft.trial.worker import TrialWorker
+from autopeft.work import WorkUnit
 
 METRIC = {"text-classification": "accuracy", "causal-lm": "loss", "seq2seq-lm": "loss"}
 

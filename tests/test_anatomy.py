@@ -15,11 +15,12 @@ from families import CONFIGS, PAIRS, TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.anatomy import KINDS, Anatomy, describe_linears, layer_groups, place_of
+from autopeft.anatomy import KINDS, Anatomy
+from autopeft.candidates import Candidate
 from autopeft.errors import SourceError
+from autopeft.layers import describe_linears, layer_groups, place_of
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
-from autopeft.records import Candidate
+from autopeft.plans import unfit
 from autopeft.trial.model import AUTO_CLASSES, ModelSource
 from autopeft.trial.reading import read_anatomy
 
@@ -219,9 +220,9 @@ def test_counting_needs_no_torch(bert, llama):
     code = """
 import json, sys
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.plans import plan_of
 for line in sys.stdin:
     anatomy = Anatomy.from_dict(json.loads(line))
     print(*(plan_of(Candidate({"method": m, f"{m}.rank": 8}), anatomy).adapter_params for m in METHODS))

@@ -15,18 +15,18 @@ from engines import through_study
 from landscape import Landscape, PaperTrainer
 from live import LiveTrainer
 from peers import PEERS, Asha, Spent
-from record_table import curve_columns, read_rows
 from recorded import candidate_of, read_table, subjects
 from recording import RecordingWorker
 from sampling import WEIGHTS, Known, draws, near, round_robin, strata
 from small_run import make_settings, make_unit, make_worker
 from surrogate import Features, OneByOne, Surrogate, forest, rung_taus
+from table_columns import curve_columns, read_rows
 
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate, Cost
 from autopeft.errors import TrialError
 from autopeft.objectives import METRICS, OBJECTIVES, quality_of
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Cost
 from autopeft.search.sampler import SAMPLERS
 from autopeft.space_file import parse_space, read_space
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from autopeft.binding import bind_space
 from autopeft.budget import project, smallest
+from autopeft.candidates import Candidate
 from autopeft.domains import Choices, Ordinal
-from autopeft.problem import plan_of
-from autopeft.records import Candidate
+from autopeft.plans import plan_of
 from autopeft.space import Parameter, Space
 from autopeft.space_file import load_space, parse_space
 

@@ -7,9 +7,9 @@ import torch
 from families import PAIRS, batch_of
 from torch.utils.flop_counter import FlopCounterMode
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.compute import lowest_layer, training_flops
-from autopeft.problem import plan_of
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import load_base
 

@@ -8,11 +8,12 @@ import pytest
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate
 from autopeft.earlier import carried, priors_of, read_earlier
 from autopeft.errors import RequestError
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Prior, RungResult, RunInfo, TrialRecord
+from autopeft.records import Prior, RungResult, RunInfo, TrialRecord
 from autopeft.space_file import parse_space
 
 SPACE = parse_space(

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
+from autopeft.candidates import Candidate
 from autopeft.confirm import LARGEST_SHARE, confirm, reserve
 from autopeft.errors import TrialError
 from autopeft.execute.local import LocalExecutor
@@ -29,9 +30,10 @@ from autopeft.finals import (
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.pareto import front, picks
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Measurement, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
+from autopeft.work import Measurement
 
 TWO = [OBJECTIVES["quality"], OBJECTIVES["params"]]
 LOSS = replace(OBJECTIVES["quality"], goal="minimize")

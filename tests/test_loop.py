@@ -16,10 +16,10 @@ from autopeft.execute.protocol import run_isolated
 from autopeft.loop import SAME_FAILURES, judge
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
-from autopeft.records import Measurement, Outcome
 from autopeft.search.study import Proposal, Study
 from autopeft.space_file import load_space
 from autopeft.store import RunDirectory
+from autopeft.work import Measurement, Outcome
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from autopeft.errors import OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
 from autopeft.objectives import Objective
-from autopeft.records import Measurement, Outcome
 from autopeft.search.study import Study, sqlite_url
 from autopeft.store import RunDirectory
+from autopeft.work import Measurement, Outcome
 
 RUNGS = (1, 3)
 SIZE = Objective("params", "minimize", "parameters", lambda m: float(m.trainable_params))

@@ -3,8 +3,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.candidates import Candidate, Cost
 from autopeft.margin import MOST, safety_margin
-from autopeft.records import Candidate, Cost, Measurement, TrialRecord
+from autopeft.records import TrialRecord
+from autopeft.work import Measurement
 
 LIMIT = 16 * 2**30
 

@@ -9,10 +9,10 @@ from peft.tuners.oft.layer import OFTLayer
 
 from autopeft.anatomy import Anatomy, Linear
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS, c3a, oft
-from autopeft.problem import plan_of, unfit
-from autopeft.records import Candidate
+from autopeft.plans import plan_of, unfit
 from autopeft.space_file import parse_space
 
 

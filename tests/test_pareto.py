@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from autopeft.candidates import Candidate
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
 from autopeft.pareto import front, hypervolume, knee, on_front, picks
-from autopeft.records import Candidate, TrialRecord
+from autopeft.records import TrialRecord
 
 THREE = [OBJECTIVES[name] for name in ("quality", "params", "memory")]
 

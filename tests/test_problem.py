@@ -8,12 +8,14 @@ import pytest
 from families import PAIRS
 
 from autopeft.binding import bind_space
+from autopeft.candidates import Candidate
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, objective, quality_of
-from autopeft.problem import Problem, plan_of
-from autopeft.records import Candidate, Measurement
+from autopeft.plans import plan_of
+from autopeft.problem import Problem
 from autopeft.space_file import load_space, parse_space
+from autopeft.work import Measurement
 
 THREE = tuple(OBJECTIVES[name] for name in ("quality", "params", "memory"))
 

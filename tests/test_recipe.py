@@ -9,13 +9,15 @@ import torch
 import transformers
 
 from autopeft.binding import bind_space
+from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import InfeasibleError, RequestError
 from autopeft.labels import describe
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import Problem, plan_of
+from autopeft.plans import plan_of
+from autopeft.problem import Problem
 from autopeft.recipe import DIMENSIONS, OPTIMIZERS, SCHEDULERS, defaults, holds, rate_at
-from autopeft.records import BaseFormat, Candidate, Recipe
-from autopeft.request import SearchRequest, make_request
+from autopeft.request import SearchRequest
+from autopeft.request_fields import make_request
 from autopeft.space_file import parse_space
 
 LORA = {"choices": ["lora"]}

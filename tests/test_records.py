@@ -9,21 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.records import (
-    AdapterPlan,
-    BaseFormat,
-    Candidate,
-    Cost,
-    Measurement,
-    Outcome,
-    Recipe,
-    RunInfo,
-    TrialRecord,
-    WorkerSpec,
-    WorkUnit,
-    canonical_json,
-    digest,
-)
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Cost, Recipe
+from autopeft.plain import canonical_json, digest
+from autopeft.records import RunInfo, TrialRecord
+from autopeft.work import Measurement, Outcome, WorkerSpec, WorkUnit
 
 names = st.text(max_size=8)
 whole = st.integers(0, 2**53)

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from autopeft.errors import RequestError
-from autopeft.request import SearchRequest, demo_defaults, make_request, read_fields, write_request
+from autopeft.request import SearchRequest
+from autopeft.request_fields import demo_defaults, make_request, read_fields, write_request
 
 
 def faults_of(fields, **options):

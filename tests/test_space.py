@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.candidates import Candidate
 from autopeft.domains import Choices, Ordinal, Real, Whole, middle, show_domain
 from autopeft.errors import RequestError, UnknownNameError
-from autopeft.records import Candidate
 from autopeft.space import Parameter, Space, setting_at, settings_of
 from autopeft.space_file import load_space, space_names
 

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autopeft.candidates import Candidate, Cost
 from autopeft.errors import DamagedRunError, RequestError
-from autopeft.records import SCHEMA_VERSION, Candidate, Cost, Measurement, RungResult, RunInfo, TrialRecord
-from autopeft.request import make_request
+from autopeft.records import SCHEMA_VERSION, RungResult, RunInfo, TrialRecord
+from autopeft.request_fields import make_request
 from autopeft.store import RunDirectory, adapter_dir, replace_file, state_dir
+from autopeft.work import Measurement
 
 INFO = RunInfo(
     request=make_request({}).model_dump(),

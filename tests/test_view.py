@@ -8,8 +8,9 @@ import time
 import pytest
 from rich.console import Console
 
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Recipe
 from autopeft.labels import describe, one_line, show_rate, show_value
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Recipe, RunInfo, TrialRecord
+from autopeft.records import RunInfo, TrialRecord
 from autopeft.view import LiveView, PlainView, View, make_view
 
 INFO = RunInfo(

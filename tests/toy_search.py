@@ -10,10 +10,10 @@ from autopeft.limits import Limits
 from autopeft.loop import search
 from autopeft.objectives import Objective
 from autopeft.problem import Problem
-from autopeft.records import Measurement
 from autopeft.search.study import Study, sqlite_url
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
+from autopeft.work import Measurement
 
 SPACE = {"parameters": {"x": {"low": 0.0, "high": 1.0}, "kind": {"choices": ["a", "b"]}}}
 FEW = {"parameters": {"x": {"ordinal": [1, 2, 3]}, "kind": {"choices": ["a", "b"]}}}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import AutopeftError
-from autopeft.records import Outcome, WorkUnit
+from autopeft.work import Outcome, WorkUnit
 
 _RAY_KILLED = "running low on memory"
 """What Ray says of a worker that its own watch over the machine's memory killed."""

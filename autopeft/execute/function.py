@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from autopeft.candidates import Candidate
 from autopeft.errors import RequestError, TrialError
 from autopeft.execute.protocol import resolve
-from autopeft.records import Candidate, Measurement, WorkUnit
+from autopeft.work import Measurement, WorkUnit
 
 TrainFunction = Callable[[Candidate, int], Measurement]
 """Trains a candidate for a number of steps and says how good it is."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from autopeft.execute.protocol import ResidentRunner, Runner, run_isolated
-from autopeft.records import Outcome, WorkUnit
+from autopeft.work import Outcome, WorkUnit
 
 
 class LocalExecutor:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from autopeft.errors import OutOfMemoryTrialError, TrialError
-from autopeft.records import Measurement, Outcome, WorkerSpec, WorkUnit
 from autopeft.units import show_bytes
+from autopeft.work import Measurement, Outcome, WorkerSpec, WorkUnit
 
 
 class Runner(Protocol):

@@ -39,7 +39,7 @@ from autopeft.execute.tune_hooks import (
     trial_name,
     worker_config,
 )
-from autopeft.records import Outcome, WorkerSpec, WorkUnit
+from autopeft.work import Outcome, WorkerSpec, WorkUnit
 
 _CONNECT_SECONDS = 10.0
 _JOIN_SECONDS = 15.0

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from autopeft.execute.board import Board
 from autopeft.execute.protocol import ResidentRunner, make_runner, run_isolated
-from autopeft.records import Outcome, WorkerSpec, WorkUnit
+from autopeft.work import Outcome, WorkerSpec, WorkUnit
 
 
 def worker_config(spec: WorkerSpec, *, threads: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import Scalar
 from autopeft.methods import bitfit, bottleneck, ia3, layer_prefix, lora, prompts
 from autopeft.methods.method import Allowed, Build, Method, Settings, is_amount
-from autopeft.records import Scalar
 
 _SIZES = ("rank", "attention", "feed_forward", "tokens")
 """Settings of which 0 turns a part off."""

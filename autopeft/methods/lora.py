@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import Scalar
 from autopeft.methods.linears import RANKS, RANKS_ALLOWED, RANKS_SPREAD, rank_fields, ranks_at, usual_and_other
 from autopeft.methods.method import Build, Method, Settings, is_amount, is_switch, number
-from autopeft.records import Scalar
 
 ALPHA_RULES = ("r", "2r")
 """Alpha as a multiple of each module's own rank; any other value of the setting is alpha itself."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autopeft.candidates import AdapterPlan
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan
 
 
 def why_unmergeable(plan: AdapterPlan) -> str:

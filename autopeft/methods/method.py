@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.anatomy import Anatomy, Linear
-from autopeft.records import Scalar
+from autopeft.candidates import Scalar
 from autopeft.space import Per, places_of
 
 Settings = Mapping[str, Scalar | Mapping[str, Scalar]]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.records import Scalar, TrialRecord
+from autopeft.candidates import Scalar
+from autopeft.records import TrialRecord
 from autopeft.report.context import Context
 
 LEAST_TRIALS = 12

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.anatomy import Anatomy
 from autopeft.labels import describe
+from autopeft.layers import number_layers, place_of
 from autopeft.records import TrialRecord
 from autopeft.report.context import Context, Section, embed, fill
 from autopeft.report.words import is_prompt_method, method_sentence, method_title

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from autopeft.anatomy import UNQUANTISED
+from autopeft.candidates import AdapterPlan, BaseFormat
 from autopeft.methods import METHODS
 from autopeft.methods.merging import why_unmergeable
-from autopeft.records import AdapterPlan, BaseFormat, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.report.context import PICKS, Context, Section, fill, pretty
 
 _PLACEHOLDER = "path/to/the/adapter"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from autopeft.candidates import AdapterPlan
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan, TrialRecord
+from autopeft.records import TrialRecord
 
 _METHODS = {
     "lora": "adds a small trained matrix product beside chosen linear layers; the rank says how wide it is",

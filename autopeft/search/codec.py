@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Domain, Ordinal, Real, Whole
-from autopeft.records import Candidate, Scalar
 from autopeft.space import Parameter, Space
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from autopeft.candidates import Candidate
 from autopeft.problem import Problem
-from autopeft.records import Candidate
 
 STARTUP = 6
 """Results before there is a model; until then candidates are drawn."""

@@ -15,12 +15,13 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autopeft.candidates import Candidate
 from autopeft.domains import Choices, Domain, Ordinal, Real, Whole, middle
 from autopeft.objectives import Objective
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Measurement
 from autopeft.search.engine import Engine, MakeEngine, Observed
 from autopeft.space import Parameter, Space
+from autopeft.work import Measurement
 
 
 class EngineSampler(BaseSampler):

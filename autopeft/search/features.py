@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Domain, Ordinal, Real, Whole
-from autopeft.records import Candidate, Scalar
 from autopeft.search.surrogate import Array, Kernel
 from autopeft.space import Parameter, Space
 

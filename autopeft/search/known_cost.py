@@ -17,9 +17,9 @@ from random import Random
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Scalar
 from autopeft.search.belief import TURNS, Aim, Belief, Hyperparameters, Results
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features

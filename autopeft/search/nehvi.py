@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autopeft.candidates import Candidate
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
-from autopeft.records import Candidate
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal, Real, Whole, draw
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Scalar
 from autopeft.search.features import Family, families
 from autopeft.space import Parameter
 

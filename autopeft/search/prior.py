@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from autopeft.candidates import Candidate
 from autopeft.problem import Problem
-from autopeft.records import Candidate
 from autopeft.search.rungs import best_of
 from autopeft.search.surrogate import Array, GaussianProcess, Kernel, condition, fit_hyperparameters
 

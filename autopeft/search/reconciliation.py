@@ -10,8 +10,9 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autopeft.plain import canonical_json
 from autopeft.problem import Problem
-from autopeft.records import TrialRecord, canonical_json
+from autopeft.records import TrialRecord
 from autopeft.search.codec import encode
 from autopeft.search.sampler import IDENTITY
 

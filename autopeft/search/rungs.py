@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autopeft.candidates import Candidate
 from autopeft.pareto import hypervolume, on_front
-from autopeft.records import Candidate, RungResult
+from autopeft.records import RungResult
 
 ETA = 3
 """Of so many trials at a rung, one goes on."""

@@ -12,9 +12,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Real, Whole, ends
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Scalar
 from autopeft.registry import Table
 from autopeft.search.codec import decoded, distributions, encode
 from autopeft.search.engine import Observed

@@ -24,10 +24,12 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from autopeft.candidates import Candidate
 from autopeft.errors import AutopeftError, DamagedRunError
 from autopeft.margin import safety_margin
+from autopeft.plain import canonical_json
 from autopeft.problem import Problem
-from autopeft.records import Candidate, TrialRecord, canonical_json
+from autopeft.records import TrialRecord
 from autopeft.search.codec import decode, distributions, encode, suggest
 from autopeft.search.reconciliation import CANDIDATE, disagrees, reconcile, told
 from autopeft.search.rungs import Ladder, Standing

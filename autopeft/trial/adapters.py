@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from autopeft.candidates import AdapterPlan
 from autopeft.errors import SourceError, TrialError
-from autopeft.records import AdapterPlan
 from autopeft.trial.allocation import hold_ranks
 from autopeft.trial.compose import attach_parts, base_of, config_of, load_parts, save_parts, trained_tensors
 from autopeft.trial.initial import (

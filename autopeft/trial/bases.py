@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autopeft.records import BaseFormat
+from autopeft.candidates import BaseFormat
 from autopeft.trial.adapters import Resident
 from autopeft.trial.frozen import FrozenLayers
 from autopeft.trial.model import checksum, tensors_of

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from autopeft.records import Recipe, Split
+from autopeft.candidates import Recipe
 from autopeft.trial.packing import pack
 from autopeft.trial.prepared import IGNORED, Prepared
+from autopeft.work import Split
 
 Batch = dict[str, Tensor]
 """`input_ids` and `attention_mask`, ``(rows, length)``; `labels`, ``(rows,)``, ``(rows, length)``, or of an

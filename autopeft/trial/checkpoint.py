@@ -23,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autopeft.errors import TrialError
-from autopeft.records import WorkUnit, digest
+from autopeft.plain import digest
 from autopeft.trial.allocation import allocated, set_allocated
 from autopeft.trial.generators import State
+from autopeft.work import WorkUnit
 
 if TYPE_CHECKING:
     from autopeft.trial.train import Learner

@@ -17,8 +17,8 @@ from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 
+from autopeft.candidates import AdapterPlan
 from autopeft.errors import SourceError
-from autopeft.records import AdapterPlan
 from autopeft.trial.own import attach_biases, attach_bottlenecks, attach_prefixes, copy_weights
 from autopeft.trial.own.copies import BESIDE
 

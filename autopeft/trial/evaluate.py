@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from autopeft.anatomy import Task
-from autopeft.records import Split
 from autopeft.trial.batches import Batch, evaluation_batches
 from autopeft.trial.generation import judge_generated
 from autopeft.trial.prepared import IGNORED, Prepared
+from autopeft.work import Split
 
 _CHUNK_LOGITS = 2**24
 """Logits turned to fp32 at once: 64 MiB."""

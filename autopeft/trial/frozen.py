@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from autopeft.anatomy import place_of
+from autopeft.layers import place_of
 from autopeft.trial.reading import linear_shape
 from autopeft.trial.states import States
 

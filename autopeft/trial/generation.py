@@ -22,9 +22,9 @@ from peft import PeftModel
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import GenerationConfig
 
-from autopeft.records import Split
 from autopeft.trial.batches import pad, rows_by_length
 from autopeft.trial.prepared import IGNORED, Prepared
+from autopeft.work import Split
 
 # No row is padded on the left, so PEFT's own numbering is right.
 warnings.filterwarnings("ignore", message="Position ids are not supported")

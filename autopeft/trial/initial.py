@@ -19,8 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from autopeft.candidates import AdapterPlan
 from autopeft.errors import TrialError
-from autopeft.records import AdapterPlan
 
 _ADAPTER = "default"  # PEFT's name for an adapter that is given none
 _REWRITING = ("pissa", "olora")

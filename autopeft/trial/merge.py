@@ -9,10 +9,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 
+from autopeft.candidates import BaseFormat
 from autopeft.errors import RequestError
 from autopeft.methods import METHODS
 from autopeft.methods.merging import why_unmergeable
-from autopeft.records import BaseFormat
 from autopeft.trial.adapters import is_peft, read_about, unwrap
 from autopeft.trial.compose import attach_parts, load_parts
 from autopeft.trial.model import load_base, load_config, load_tokenizer

@@ -21,8 +21,8 @@ from autopeft.anatomy import (
     UNQUANTISED,
     Task,
 )
+from autopeft.candidates import BaseFormat
 from autopeft.errors import RequestError, SourceError
-from autopeft.records import BaseFormat
 from autopeft.trial.memory import ran_out_of_memory
 
 # bitsandbytes warns on every matrix product of an int8 base on CPU, and of a kernel it can do without.

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from autopeft.candidates import BaseFormat
 from autopeft.compute import forward_flops
-from autopeft.records import BaseFormat
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_base, load_config
 from autopeft.trial.reading import read_anatomy
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from autopeft.anatomy import Task
 from autopeft.errors import DamagedRunError, SourceError
-from autopeft.records import SCHEMA_VERSION, Split
+from autopeft.records import SCHEMA_VERSION
+from autopeft.work import Split
 
 IGNORED = -100
 """The label of a token that is not trained on, as PyTorch's cross entropy has it."""

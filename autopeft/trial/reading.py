@@ -12,19 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from autopeft.anatomy import (
-    Anatomy,
-    Attention,
-    Bias,
-    Block,
-    Norm,
-    PromptShape,
-    Task,
-    Vocabulary,
-    describe_linears,
-    number_layers,
-    place_of,
-)
+from autopeft.anatomy import Anatomy, Attention, Bias, Block, Norm, PromptShape, Task, Vocabulary
+from autopeft.layers import describe_linears, number_layers, place_of
 from autopeft.trial.attention import attend_by, can_be_given_keys
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 
 from autopeft.errors import SourceError
-from autopeft.records import canonical_json
+from autopeft.plain import canonical_json
 from autopeft.trial.columns import Layout
 
 HELD_OUT_SHARE = 0.1

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autopeft.records import canonical_json
+from autopeft.plain import canonical_json
 
 LIMIT_BYTES = 2**30
 """Most that all entries take together; the ones not used for longest go first."""

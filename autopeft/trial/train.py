@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from autopeft.candidates import Recipe
 from autopeft.errors import TrialError
 from autopeft.recipe import OPTIMIZERS, rate_at
-from autopeft.records import Recipe
 from autopeft.trial.allocation import allocation, prune
 from autopeft.trial.checkpoint import Checkpoint, capture, restore
 from autopeft.trial.generators import random_state, set_random_state

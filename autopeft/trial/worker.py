@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from autopeft.candidates import AdapterPlan, BaseFormat
 from autopeft.errors import OutOfMemoryTrialError, TrialError
-from autopeft.records import AdapterPlan, BaseFormat, Measurement, WorkUnit
 from autopeft.trial import checkpoint
 from autopeft.trial.adapters import save_adapter
 from autopeft.trial.bases import ROOM_FOR_BASES, Base, Bases
@@ -30,6 +30,7 @@ from autopeft.trial.reading import checkpoint_bits
 from autopeft.trial.states import ROOM_FOR_STATES, States
 from autopeft.trial.together import Groups
 from autopeft.trial.train import Training, train, trained_of
+from autopeft.work import Measurement, WorkUnit
 
 SAMPLE = 8  # batches that an adapter may look at before it is trained
 T = TypeVar("T")

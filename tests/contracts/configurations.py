@@ -7,8 +7,8 @@ from itertools import product
 from typing import Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import Candidate
 from autopeft.methods import METHODS
-from autopeft.records import Candidate
 
 LORA: list[Mapping[str, Any]] = [
     {"lora.rank": 1},

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from autopeft.records import BaseFormat
+from autopeft.candidates import BaseFormat
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import ModelSource, load_base
 

@@ -10,9 +10,9 @@ import torch
 from configurations import EVERYWHERE, MAY_REST
 from families import batch_of
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of, unfit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.compose import plain_name
 from autopeft.trial.model import DTYPES, checksum, load_base, tensors_of

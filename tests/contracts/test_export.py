@@ -15,11 +15,12 @@ from signs import other_signs
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
 import autopeft
+from autopeft.candidates import BaseFormat
 from autopeft.errors import SourceError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import unfit
-from autopeft.records import BaseFormat, RunInfo, TrialRecord
+from autopeft.plans import unfit
+from autopeft.records import RunInfo, TrialRecord
 from autopeft.report import Context
 from autopeft.report.usage import peft_code
 from autopeft.trial import worker as worker_module

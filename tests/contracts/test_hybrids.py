@@ -9,12 +9,13 @@ from families import batch_of
 
 from autopeft.anatomy import Anatomy
 from autopeft.binding import bind_space
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.errors import RequestError
 from autopeft.labels import describe
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import Problem, plan_of
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of
+from autopeft.problem import Problem
 from autopeft.report.layers import _own_place, _places
 from autopeft.space import settings_of
 from autopeft.space_file import load_space, parse_space

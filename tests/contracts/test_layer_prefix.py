@@ -7,8 +7,8 @@ import torch
 from families import batch_of
 from peft import PrefixTuningConfig, get_peft_model
 
-from autopeft.problem import plan_of
-from autopeft.records import BaseFormat, Candidate
+from autopeft.candidates import BaseFormat, Candidate
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import load_base
 from autopeft.trial.own import Prefix

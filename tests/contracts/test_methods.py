@@ -14,9 +14,9 @@ from families import AUTO_CLASSES, LABELS, PAIRS, TOKENS, batch_of
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of, unfit
 from autopeft.space import settings_of
 from autopeft.trial.adapters import Resident, peft_config
 from autopeft.trial.compose import PEFT_TASKS

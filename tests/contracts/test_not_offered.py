@@ -10,10 +10,10 @@ import torch
 from families import batch_of
 from signs import other_signs
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
 from autopeft.methods.not_offered import NOT_OFFERED
-from autopeft.problem import plan_of
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of
 from autopeft.trial.model import load_base
 
 MORE = {

@@ -15,12 +15,13 @@ from torch import nn
 
 import autopeft
 from autopeft.binding import bind_space
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.errors import RequestError, SourceError, TrialError
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
-from autopeft.problem import Problem, plan_of
+from autopeft.plans import plan_of
+from autopeft.problem import Problem
 from autopeft.recipe import rate_at
-from autopeft.records import BaseFormat, Candidate
 from autopeft.space_file import load_space
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import train_parts

@@ -7,7 +7,7 @@ from configurations import candidates
 from safetensors import safe_open
 
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.trial.adapters import Resident, save_adapter
 from autopeft.trial.model import load_base, load_config
 from autopeft.trial.prediction import MemoryPredictor

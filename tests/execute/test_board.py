@@ -10,7 +10,7 @@ from tiny_runner import unit
 
 from autopeft.errors import AutopeftError
 from autopeft.execute.board import Board
-from autopeft.records import Outcome, WorkUnit
+from autopeft.work import Outcome, WorkUnit
 
 
 def done(trial: int) -> Outcome:

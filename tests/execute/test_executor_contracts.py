@@ -11,7 +11,7 @@ import tiny_runner
 
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import Executor, make_runner
-from autopeft.records import WorkerSpec
+from autopeft.work import WorkerSpec
 
 
 @pytest.fixture(params=["local", "ray"])

@@ -22,9 +22,10 @@ from autopeft.execute.ray_tune import RayTuneExecutor
 
 SCRIPT = """
     import sys, time
+    from autopeft.candidates import Candidate
     from autopeft.execute.function import entry_of
     from autopeft.execute.ray_tune import RayTuneExecutor
-    from autopeft.records import Candidate, Measurement, WorkerSpec, WorkUnit
+    from autopeft.work import Measurement, WorkerSpec, WorkUnit
     import beside
 
     def train(candidate, steps):

@@ -14,7 +14,7 @@ import tiny_runner
 from tiny_runner import drain, unit
 
 from autopeft.errors import AutopeftError, RequestError
-from autopeft.records import Outcome, WorkerSpec
+from autopeft.work import Outcome, WorkerSpec
 
 Make = Callable[..., Any]
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autopeft.candidates import Candidate
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.execute.protocol import Executor
-from autopeft.records import Candidate, Measurement, Outcome, WorkerSpec, WorkUnit
+from autopeft.work import Measurement, Outcome, WorkerSpec, WorkUnit
 
 SPEC = WorkerSpec("tiny_runner:Runner")
 

@@ -26,7 +26,7 @@ from autopeft.errors import (
     UnknownNameError,
 )
 from autopeft.finals import baseline
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.space_file import read_space
 
 SPACE = {

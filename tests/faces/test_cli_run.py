@@ -112,7 +112,7 @@ def test_resume_with_more_trials_goes_on_where_it_was(cli: Cli, a_run: Path) -> 
 def test_estimate_trains_nothing_and_counts_as_the_real_model(
     cli: Cli, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autopeft.records import AdapterPlan, BaseFormat, Recipe
+    from autopeft.candidates import AdapterPlan, BaseFormat, Recipe
     from autopeft.trial import worker
     from autopeft.trial.adapters import Resident
     from autopeft.trial.model import ModelSource, load_base

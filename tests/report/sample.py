@@ -7,10 +7,13 @@ import random
 import sys
 from pathlib import Path
 
-from autopeft.anatomy import Anatomy, Norm, PromptShape, describe_linears, layer_groups
+from autopeft.anatomy import Anatomy, Norm, PromptShape
+from autopeft.candidates import AdapterPlan, BaseFormat, Candidate, Cost, Recipe
+from autopeft.layers import describe_linears, layer_groups
 from autopeft.methods import METHODS
 from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
-from autopeft.records import AdapterPlan, BaseFormat, Candidate, Cost, Measurement, Recipe, RunInfo, TrialRecord
+from autopeft.records import RunInfo, TrialRecord
+from autopeft.work import Measurement
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 THREE = [OBJECTIVES[name] for name in ("quality", "params", "memory")]

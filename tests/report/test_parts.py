@@ -13,9 +13,10 @@ import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
 from sklearn.ensemble import RandomForestRegressor
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.finals import baseline
 from autopeft.pareto import front, picks
-from autopeft.records import BaseFormat, Candidate, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.report import COLUMNS, Context, front_svg, table, verdict, write_csv
 from autopeft.report.finalists import finalists
 from autopeft.report.front import log_ticks

@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 import pytest
 from sample import HOSTILE, LOSS, THREE, bert, hostile_run, llama, make_info, make_records
 
+from autopeft.candidates import BaseFormat
 from autopeft.methods import METHODS
 from autopeft.objectives import OBJECTIVES
 from autopeft.pareto import picks
-from autopeft.records import BaseFormat, Measurement, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.report import SECTIONS, Context, render
 from autopeft.report.words import method_sentence
+from autopeft.work import Measurement
 
 
 class Page(HTMLParser):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import synthetic
 
+from autopeft.candidates import Candidate
 from autopeft.errors import RequestError
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
-from autopeft.records import Candidate, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.search.engine import Observed
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.expectation import expected_from_partial

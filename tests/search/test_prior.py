@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from autopeft.candidates import Candidate
 from autopeft.earlier import normal_scores
 from autopeft.objectives import OBJECTIVES
 from autopeft.problem import Problem
-from autopeft.records import Candidate, Prior, TrialRecord
+from autopeft.records import Prior, TrialRecord
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.expectation import expected_from_earlier
 from autopeft.search.known_cost import KnownCost

@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from autopeft.records import Candidate, RungResult
+from autopeft.candidates import Candidate
+from autopeft.records import RungResult
 from autopeft.search.rungs import Ladder, Standing, best_of
 
 

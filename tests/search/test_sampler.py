@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 from small_search import ENGINES, THREE, problem_on, records_of, told_by_hand
 
+from autopeft.candidates import Candidate
 from autopeft.domains import Choices, Ordinal, Real, Whole
 from autopeft.problem import Problem
-from autopeft.records import Candidate
 from autopeft.search.codec import decode, distribution_of, encode
 from autopeft.search.sampler import SAMPLERS, every_candidate
 from autopeft.search.study import Study, sqlite_url

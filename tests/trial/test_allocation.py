@@ -8,8 +8,8 @@ import torch
 from families import batch_of
 from safetensors.torch import load_file
 
-from autopeft.problem import plan_of
-from autopeft.records import BaseFormat, Candidate, Recipe
+from autopeft.candidates import BaseFormat, Candidate, Recipe
+from autopeft.plans import plan_of
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 from autopeft.trial.train import train

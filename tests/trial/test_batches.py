@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from autopeft.records import Recipe
+from autopeft.candidates import Recipe
 from autopeft.trial import batches as batches_module
 from autopeft.trial.batches import (
     TrainBatches,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_run import make_settings, make_unit, make_worker
 
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
+from autopeft.plans import unfit
 from autopeft.trial import worker as worker_module
 from autopeft.trial.checkpoint import path_of
 from autopeft.trial.together import groups

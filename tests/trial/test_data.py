@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from autopeft.errors import DamagedRunError, SourceError
 from autopeft.records import SCHEMA_VERSION
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial.columns import find_layout
 from autopeft.trial.data import prepare
 from autopeft.trial.demo import demo_model

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from autopeft.errors import SourceError
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial import demo
 from autopeft.trial.data import prepare
 

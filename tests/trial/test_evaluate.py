@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autopeft.objectives import METRICS
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial import evaluate as evaluate_module
 from autopeft.trial.batches import collate
 from autopeft.trial.data import prepare

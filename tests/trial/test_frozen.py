@@ -12,9 +12,9 @@ from families import AUTO_CLASSES, PAIRS, TOKENS, batch_of
 from safetensors.torch import load_file
 from small_run import make_run_dir, make_unit, make_worker, pretrained
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of, unfit
 from autopeft.trial import worker as worker_module
 from autopeft.trial.adapters import Resident
 from autopeft.trial.frozen import FrozenLayers

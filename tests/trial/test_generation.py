@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from small_run import make_unit, pretrained
 from transformers import GenerationConfig
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import unfit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.generation import _longest_common, compare, generate, rouge_l

@@ -8,11 +8,11 @@ import pytest
 import torch
 from families import batch_of
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.errors import TrialError
 from autopeft.methods import METHODS
 from autopeft.methods.merging import why_unmergeable
-from autopeft.problem import plan_of, unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import plan_of, unfit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base
 

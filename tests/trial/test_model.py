@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LEDConfig
 
+from autopeft.candidates import BaseFormat
 from autopeft.errors import SourceError
-from autopeft.records import BaseFormat
 from autopeft.trial.model import (
     ModelSource,
     _checksum_on_device,

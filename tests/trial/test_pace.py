@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from families import PAIRS
 
-from autopeft.records import BaseFormat
+from autopeft.candidates import BaseFormat
 from autopeft.trial.pace import seconds_per_flop, write_stand_in
 from autopeft.trial.reading import read_anatomy
 

@@ -16,8 +16,8 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, VeraConf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autopeft.candidates import BaseFormat, Recipe
 from autopeft.recipe import OPTIMIZERS
-from autopeft.records import BaseFormat, Recipe
 from autopeft.trial.memory import StorageTracker, held_by
 from autopeft.trial.model import AUTO_CLASSES, tensors_of
 from autopeft.trial.prediction import TrainingSetup, trace_peak

@@ -17,8 +17,8 @@ import transformers
 from families import CONFIGS, LABELS, batch_of
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan, BaseFormat, Recipe
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan, BaseFormat, Recipe
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import AUTO_CLASSES, ModelSource, load_config
 from autopeft.trial.prediction import MemoryPredictor, MemoryTrace, trace_peak

@@ -11,12 +11,12 @@ import transformers
 from families import batch_of
 from small_run import make_data, make_settings, make_unit, make_worker
 
+from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
-from autopeft.problem import plan_of, unfit
+from autopeft.plans import plan_of, unfit
 from autopeft.recipe import OPTIMIZERS, conflict_with
-from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial import bases as bases_module
 from autopeft.trial import worker as worker_module
 from autopeft.trial.adapters import Resident

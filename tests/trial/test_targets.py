@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from autopeft.errors import SourceError
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial.columns import LAYOUTS, find_layout
 from autopeft.trial.data import prepare
 from autopeft.trial.prepared import read_prepared, write

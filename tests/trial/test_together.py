@@ -14,10 +14,10 @@ from families import AUTO_CLASSES, CONFIGS, LABELS, TOKENS
 from safetensors.torch import load_file
 from small_run import make_run_dir, make_settings, make_unit, make_worker
 
+from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import OutOfMemoryTrialError, TrialError
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
-from autopeft.records import BaseFormat, Candidate, Recipe
+from autopeft.plans import unfit
 from autopeft.trial.batches import train_parts
 from autopeft.trial.model import ModelSource
 from autopeft.trial.reading import read_anatomy

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial import data, token_cache
 from autopeft.trial.data import prepare
 

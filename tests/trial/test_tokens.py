@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from autopeft.errors import SourceError
-from autopeft.request import make_request
+from autopeft.request_fields import make_request
 from autopeft.trial.columns import LAYOUTS
 from autopeft.trial.data import prepare
 from autopeft.trial.demo import demo_model

@@ -7,10 +7,10 @@ import torch
 from small_run import pretrained
 from torch import nn
 
+from autopeft.candidates import BaseFormat, Candidate, Recipe
 from autopeft.errors import TrialError
-from autopeft.problem import plan_of
+from autopeft.plans import plan_of
 from autopeft.recipe import rate_at
-from autopeft.records import BaseFormat, Candidate, Recipe
 from autopeft.trial.adapters import Resident
 from autopeft.trial.model import checksum, load_base, tensors_of
 from autopeft.trial.reading import read_anatomy

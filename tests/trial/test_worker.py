@@ -10,11 +10,11 @@ import pytest
 import torch
 from small_run import make_run_dir, make_settings, make_unit, make_worker
 
+from autopeft.candidates import BaseFormat, Candidate
 from autopeft.errors import DamagedRunError, OutOfMemoryTrialError, SourceError, TrialError
 from autopeft.execute.protocol import run_isolated
 from autopeft.methods import METHODS
-from autopeft.problem import unfit
-from autopeft.records import BaseFormat, Candidate
+from autopeft.plans import unfit
 from autopeft.trial import worker as worker_module
 from autopeft.trial.evaluate import evaluate
 from autopeft.trial.model import checksum, tensors_of

@@ -7,26 +7,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autopeft.records import AdapterPlan
-from autopeft.trial.prediction.parts import names_of, size_field
-from autopeft.trial.prediction.sites import Adapted, Features, Sites, lengthens_by, prompt_of
+from autopeft.candidates import AdapterPlan
+from autopeft.trial.prediction.fit import Fit, NewError, Sample
+from autopeft.trial.prediction.sites import Adapted, Features, Sites, lengthens_by, plan_features, prompt_of
 from autopeft.trial.prediction.trace import MemoryTrace
-
-Sample = tuple[Features, float, Mapping[str, float]]
-"""Features, rows of the batch, and quantities in bytes by name."""
 
 _Lowest = tuple[Features, Features, float, Mapping[str, float]]
 """Of the lowest layer that has a graph: its features, where the graph begins, the rows, and some of its quantities."""
 
-_SHARES_PROJECTIONS = ("VERA", "PVERA", "RANDLORA")
-"""Methods whose frozen projections are one pair for the model, as wide as the widest linear that they adapt; RandLoRA
-has as many as the full rank of a linear needs."""
 RIGHT = 0.01
 """Relative error up to which an answer proves what was learnt of a structure."""
-_UNSEEN = 1e-6
-"""Share of a sample that lies outside of all that was fitted, from which on it counts as something new."""
 
 
 class Run(NamedTuple):
@@ -35,75 +26,6 @@ class Run(NamedTuple):
     plan: AdapterPlan
     rows: int
     trace: MemoryTrace
-
-
-class NewError(Exception):
-    """Something that no sample of a fit had."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A least-squares fit of bytes to features, each of which counts with and, if `by_rows`, without the batch's rows.
-
-    Attributes:
-        columns: Feature -> its first column.
-        names: The quantities that are fitted.
-        scale: ``(columns,)``: largest value of each, so that what is not told apart is shared out evenly.
-        weights: ``(columns, quantities)``: bytes.
-        seen: ``(rank, columns)``: an orthonormal basis of the scaled samples.
-    """
-
-    columns: Mapping[str, int]
-    names: tuple[str, ...]
-    scale: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    seen: NDArray[np.float64]
-    by_rows: bool
-
-    @classmethod
-    def to(cls, samples: Sequence[Sample], *, by_rows: bool = True) -> Fit:
-        """Fit samples; the quantities of each are those of the first."""
-        width = 2 if by_rows else 1
-        features = dict.fromkeys(name for given, _, _ in samples for name in given)
-        columns = {name: width * i for i, name in enumerate(features)}
-        names = tuple(samples[0][2]) if samples else ()
-        matrix = np.zeros((len(samples), width * len(columns)))
-        for line, (given, rows, _) in zip(matrix, samples, strict=True):
-            _fill(line, columns, given, rows, by_rows=by_rows)
-        scale = np.maximum(np.abs(matrix).max(axis=0, initial=0.0), 1e-12)
-        target = np.array([[sizes[name] for name in names] for _, _, sizes in samples]).reshape(
-            len(samples), len(names)
-        )
-        left, values, basis = np.linalg.svd(matrix / scale, full_matrices=False)
-        rank = int((values > 1e-10 * values.max(initial=0.0)).sum())
-        solution = basis[:rank].T @ ((left[:, :rank].T @ target) / values[:rank, None])
-        return cls(columns, names, scale, solution / scale[:, None], basis[:rank], by_rows)
-
-    def at(self, features: Features, rows: float) -> NDArray[np.float64]:
-        """Give the bytes of each quantity, ``(quantities,)``.
-
-        Raises:
-            NewError: If the features are no combination of those that were fitted.
-        """
-        if any(name not in self.columns for name in features):
-            raise NewError
-        line = np.zeros(len(self.scale))
-        _fill(line, self.columns, features, rows, by_rows=self.by_rows)
-        scaled = line / self.scale
-        outside = scaled - self.seen.T @ (self.seen @ scaled)
-        if np.linalg.norm(outside) > _UNSEEN * np.linalg.norm(scaled):
-            raise NewError
-        found: NDArray[np.float64] = line @ self.weights
-        return found
-
-
-def _fill(
-    line: NDArray[np.float64], columns: Mapping[str, int], features: Features, rows: float, *, by_rows: bool
-) -> None:
-    for name, value in features.items():
-        line[columns[name]] = value
-        if by_rows:
-            line[columns[name] + 1] = value * rows
 
 
 class _Share(NamedTuple):
@@ -208,7 +130,7 @@ class Calibration:
                 quantities |= {f"backward {name}": size - base for name, size in layer.backward.items()}
                 samples["layer"].append((features, rows, quantities))
             held += layer.saved
-        known = _plan_features(plan, trace.trained_params, self.sites)
+        known = plan_features(plan, trace.trained_params, self.sites)
         kept = sum(layer.kept for layer in step.layers)
         samples["static"].append((known["static"], rows, {"static": step.after - kept}))
         trained = {"waiting": step.waiting, "optimizer": step.optimizer_peak - step.after}
@@ -230,7 +152,7 @@ class Calibration:
         adapted = self.sites.adapted(plan)
         begin = self._begin(plan, adapted)
         shares = [self._share(i, adapted, wide, rows) for i in range(self.sites.count)]
-        known = _plan_features(plan, trained, self.sites)
+        known = plan_features(plan, trained, self.sites)
         static = self._one("static", known["static"], rows) + sum(share.kept for share in shares)
         waiting, optimizer = self._fits["trained"].at(known["trained"], rows)
         held = self._one("entry", self._entry(plan, begin), rows)
@@ -321,19 +243,3 @@ def _nearest(name: str, sizes: Mapping[str, float]) -> float:
 
 def _constant(wide: Features) -> Features:
     return {"1": 1.0, **wide}
-
-
-def _plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str, Features]:
-    static: dict[str, float] = {"1": 1.0}
-    static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
-    for part, config in enumerate(plan.configs):
-        if config.get("peft_type") in _SHARES_PROJECTIONS:
-            field = size_field(config)
-            fans = [sites.fans[name] for name in names_of(config)]
-            widest = [max(side) for side in zip(*fans, strict=True)]
-            size = float(config[field]) if field else max(map(min, fans))
-            static |= {f"read by {part}": size * widest[0], f"given by {part}": size * widest[1]}
-    if prompt_of(plan):
-        # Its tensors are no layer's, the others are.
-        static |= prompt_of(plan) if plan.sizes else {"params": float(trained)}
-    return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}

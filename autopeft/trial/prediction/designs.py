@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan
 from autopeft.methods import METHODS
-from autopeft.records import AdapterPlan
 from autopeft.trial.prediction.parts import (
     PLACES,
     TOKENS,

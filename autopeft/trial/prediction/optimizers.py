@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.records import Recipe
+from autopeft.candidates import Recipe
 from autopeft.trial.train import make_optimizer
 
 _BLOCK = 256

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from autopeft.records import AdapterPlan
+from autopeft.candidates import AdapterPlan
 
 Config = Mapping[str, Any]
 

@@ -15,9 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from autopeft.anatomy import Anatomy
-from autopeft.records import AdapterPlan, digest
-from autopeft.trial.prediction.calibration import Calibration, NewError, Run
+from autopeft.candidates import AdapterPlan
+from autopeft.plain import digest
+from autopeft.trial.prediction.calibration import Calibration, Run
 from autopeft.trial.prediction.designs import designs
+from autopeft.trial.prediction.fit import NewError
 from autopeft.trial.prediction.kernels import Device
 from autopeft.trial.prediction.setup import TrainingSetup
 from autopeft.trial.prediction.sites import Sites, structure_of

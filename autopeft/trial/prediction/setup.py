@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autopeft.records import AdapterPlan, BaseFormat
+from autopeft.candidates import AdapterPlan, BaseFormat
 from autopeft.trial.model import dtype_of
 from autopeft.trial.prediction.allocator import BLOCK_BYTES
 from autopeft.trial.prediction.kernels import Device

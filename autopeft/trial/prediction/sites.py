@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from autopeft.anatomy import Anatomy, number_layers, place_of
+from autopeft.anatomy import Anatomy
+from autopeft.candidates import AdapterPlan
+from autopeft.layers import number_layers, place_of
 from autopeft.methods.bottleneck import sites as blocks_of
-from autopeft.records import AdapterPlan
-from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, size_field, sizes_of
+from autopeft.trial.prediction.parts import PLACES, TOKENS, WIDTH, names_of, size_field, sizes_of
 
 Adapted = Mapping[str, float]
 """The adapted sites of one layer and their sizes. A site is a name in `plan.sizes` without the index of its layer."""
@@ -23,6 +24,9 @@ _SPREAD = frozenset(
         *("alpha", "lora_alpha", "randlora_alpha", "use_rslora", "init_lora_weights"),
     ]
 )
+_SHARES_PROJECTIONS = ("VERA", "PVERA", "RANDLORA")
+"""Methods whose frozen projections are one pair for the model, as wide as the widest linear that they adapt; RandLoRA
+has as many as the full rank of a linear needs."""
 # Modules of a layer that read the same input, by kind.
 _SHARES_INPUT = {"query": "attention", "key": "attention", "value": "attention", "qkv": "attention"} | dict.fromkeys(
     ("gate", "up", "router"), "feed-forward"
@@ -169,6 +173,27 @@ class Sites:
             features[f"on {site}"] = 1.0
             features[f"size {site}"] = size
         return features
+
+
+def plan_features(plan: AdapterPlan, trained: int, sites: Sites) -> Mapping[str, Features]:
+    """Give a plan beside its layers as numbers: "static" tells what is held between two steps, "trained" the optimiser.
+
+    Args:
+        trained: Scalars that are trained, a head's included.
+    """
+    static: dict[str, float] = {"1": 1.0}
+    static |= {f"outside {name}": 1.0 for name in plan.sizes if sites.place(name) is None}
+    for part, config in enumerate(plan.configs):
+        if config.get("peft_type") in _SHARES_PROJECTIONS:
+            field = size_field(config)
+            fans = [sites.fans[name] for name in names_of(config)]
+            widest = [max(side) for side in zip(*fans, strict=True)]
+            size = float(config[field]) if field else max(map(min, fans))
+            static |= {f"read by {part}": size * widest[0], f"given by {part}": size * widest[1]}
+    if prompt_of(plan):
+        # Its tensors are no layer's, the others are.
+        static |= prompt_of(plan) if plan.sizes else {"params": float(trained)}
+    return {"static": static, "trained": {"1": 1.0, "params": float(trained)}}
 
 
 def _module(site: str) -> str:

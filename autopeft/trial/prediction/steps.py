@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from autopeft.anatomy import number_layers, place_of
+from autopeft.layers import number_layers, place_of
 from autopeft.trial.prediction.kernels import DeviceKernels
 from autopeft.trial.prediction.storages import AllocationLog
 

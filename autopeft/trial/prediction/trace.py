@@ -19,8 +19,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 
 from autopeft.anatomy import Task
+from autopeft.candidates import AdapterPlan
 from autopeft.errors import SourceError
-from autopeft.records import AdapterPlan
 from autopeft.trial.adapters import attached, is_peft
 from autopeft.trial.compose import trained_tensors
 from autopeft.trial.model import AUTO_CLASSES, quantization, tensors_of

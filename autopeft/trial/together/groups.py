@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from autopeft.anatomy import Task
+from autopeft.candidates import BaseFormat, Recipe
 from autopeft.errors import TrialError
 from autopeft.recipe import CUSTOMARY
-from autopeft.records import BaseFormat, Recipe, WorkUnit
 from autopeft.trial.adapters import Resident
 from autopeft.trial.batches import Batch, largest
 from autopeft.trial.checkpoint import Checkpoint, restore
@@ -22,6 +22,7 @@ from autopeft.trial.together.lifted import Bare
 from autopeft.trial.together.streams import Stream
 from autopeft.trial.together.train import Trainee, is_stacked, train_together, why_alone
 from autopeft.trial.train import Learner, Training
+from autopeft.work import WorkUnit
 
 MOST = 16
 """Candidates that are ever trained together."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from autopeft.anatomy import Task
+from autopeft.candidates import AdapterPlan
 from autopeft.errors import TrialError
-from autopeft.records import AdapterPlan
 from autopeft.trial.checkpoint import capture
 from autopeft.trial.initial import rewrites_base
 from autopeft.trial.memory import held_by
