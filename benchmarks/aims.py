@@ -42,7 +42,7 @@ class Curves:
     def by_seed(self, subject: str, engine: str, n: int, *, figure: str = "hv") -> dict[str, float]:
         """Give a figure after so many whole trainings: ``hv``, ``linear`` (hypervolumes) or ``best`` (loss)."""
         of = [row for row in self.rows if (row["subject"], row["engine"]) == (subject, engine)]
-        return {row["seed"]: float(row[f"{figure}_{n}"]) for row in of if row[f"{figure}_{n}"]}
+        return {row["seed"]: float(row[f"{figure}_{n}"]) for row in of if row.get(f"{figure}_{n}")}
 
     def values(self, subject: str, engine: str, n: int, *, figure: str = "hv") -> list[float]:
         """Give the same without the seeds."""
