@@ -162,5 +162,5 @@ def request_fields(subject: Subject, work: Path, *, steps: int, trials: int) -> 
     return {
         "model": str(work / "model"), "data": str(work / "data"), "task": subject.task, "budget": "none",
         "trials": trials, "steps": steps, "batch_size": subject.batch_size, "max_length": subject.max_length,
-        "eval_rows": subject.eval_rows, "seed": SEED,
+        "eval_rows": subject.eval_rows, "seed": SEED, "rungs": "off", "final_seeds": 0,
     }  # fmt: skip
