@@ -126,7 +126,7 @@ def measure(model: str, setting: Setting, run: Callable[[Any], Any], *, steps: i
                 "least_rank": min(ranks.values()),
                 "largest_rank": max(ranks.values()),
                 "loss": round(statistics.fmean(by_rate[rate]), 4),
-                "spread": round(statistics.stdev(by_rate[rate]), 4),
+                "spread": round(statistics.stdev(by_rate[rate]), 4) if seeds > 1 else "",
                 "seeds": seeds,
             }
         )
