@@ -11,10 +11,12 @@ import optuna
 import pytest
 from toy_search import FEW, QUALITY, Runner, Several, make_run
 
+from autopeft.candidates import Candidate
 from autopeft.errors import OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
 from autopeft.objectives import Objective
+from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.study import Study, sqlite_url
 from autopeft.store import RunDirectory
 from autopeft.work import Measurement, Outcome
@@ -307,6 +309,28 @@ def test_on_a_machine_slower_at_first_something_is_done_before_the_time_is_over(
     ending, records = run(seconds=50, clock=lambda: now[0], executor=Slow)
     assert ending == "time"
     assert [r for r in records if r.state == "complete"]
+
+
+def test_the_engine_sees_who_waits_at_a_rung_and_who_is_under_way(tmp_path):
+    """Optuna has one word for both; what waits may never go on, and is no part of what is under way."""
+    states = []
+
+    class Watching:
+        def propose(self, trials, *, number, accepts):
+            states.append({trial.number: (trial.state, dict(trial.partial)) for trial in trials})
+            x = (number * 0.38) % 1
+            return Candidate({"x": x, "kind": "a"})
+
+    def sampler(seed):
+        return EngineSampler(lambda problem, seed: Watching(), seed=seed)
+
+    _, records = make_run(tmp_path)(Runner(measure), trials=24, rungs=RUNGS, executor=Several, sampler=sampler)
+    seen = [state for trials in states for state in trials.values()]
+    assert Counter(state for state, _ in seen).keys() == {"running", "paused", "complete"}
+    assert all(partial for state, partial in seen if state == "paused")
+    assert any(partial for state, partial in seen if state == "running")  # gone on with
+    left = {r.number for r in records if r.state == "paused"}
+    assert {n for n, (state, _) in states[-1].items() if state == "paused"} & left
 
 
 class Killed(BaseException):

@@ -76,6 +76,7 @@ def make_run(folder: Path):
         clock=None,
         executor=LocalExecutor,
         store=RunDirectory,
+        sampler="random",
         **limits,
     ):
         problem = Problem(parse_space(space), objectives, **limits)
@@ -84,7 +85,7 @@ def make_run(folder: Path):
             study = Study(
                 problem,
                 url=sqlite_url(folder / "study.db"),
-                sampler="random",
+                sampler=sampler,
                 seed=0,
                 records=directory.records,
                 rungs=rungs,

@@ -49,7 +49,6 @@ class Results:
     """Trials as rows of numbers.
 
     Attributes:
-        numbers: ``(n_done,)``: the trials' numbers, rising.
         known: ``(n_objectives,)``: which objectives are exact functions of a candidate.
         x: ``(n_done, n_columns)``: features of what has results.
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
@@ -63,7 +62,6 @@ class Results:
         earlier_guess: ``(n_earlier, n_runs)``: what its own run makes of each; NaN for the other runs.
     """
 
-    numbers: tuple[int, ...]
     known: NDArray[np.bool_]
     x: Array
     losses: Array
@@ -106,13 +104,13 @@ class Hyperparameters:
 
     def __init__(self, objectives: Sequence[Objective], kernel: Kernel) -> None:
         self._objectives, self._kernel = objectives, kernel
-        self._known: dict[tuple[int, tuple[int, ...]], Array] = {}
+        self._known: dict[tuple[int, bytes], Array] = {}
 
     def of(self, j: int, results: Results) -> Array:
         """Give the hyperparameters of an objective's model."""
-        n = len(results.numbers)
+        n = len(results.losses)
         n -= n % max(1, n // 16)
-        key = (j, results.numbers[:n])
+        key = (j, results.losses[:n].tobytes())
         if key not in self._known:
             losses = results.losses[:n]
             on = on_front(losses)

@@ -64,13 +64,14 @@ class KnownCost:
         self._pool = Pool(problem, count=self._adapter_params)
         self._features = Features(problem.space, with_cost=problem.is_counted)
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
-        self._told: dict[int, tuple[Array, Array]] = {}  # by number: a trial keeps its candidate
+        self._told: dict[int, tuple[Candidate, Array, Array]] = {}
         self._lot: tuple[int, list[Candidate]] = (-1, [])
         kernel = self._features.kernel
         self._earlier = EarlierRuns(problem, kernel, rows=self.rows, costs=self.costs)
         self._hyperparameters = Hyperparameters(problem.objectives, kernel)
         self.expected_gain: float | None = None
-        """What the last proposal was expected to add to the front, as a share of its volume; None without a model."""
+        """What the last proposal was expected to gain, as a share of what its aim has by now: the front's volume by
+        ratio or by difference, or the best quality above what is worth nothing; None without a model."""
 
     @_on_one_thread
     def propose(
@@ -91,8 +92,9 @@ class KnownCost:
             new = self._pool.mutants(parents, self._options.mutants // self._options.rounds, random)
             candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, new)])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
-        self.expected_gain = belief.share(scores.max())
-        return next((candidates[i] for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
+        best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
+        self.expected_gain = None if best is None else belief.share(scores[best])
+        return None if best is None else candidates[best]
 
     def _spread(self, drawn: list[Candidate], begun: Sequence[Candidate]) -> list[Candidate]:
         """Order first candidates so that their costs differ most, by ratio: chance may leave out a whole end."""
@@ -145,7 +147,6 @@ class KnownCost:
         begun, begun_exact = self._read(unfinished)
         is_known = [bool(np.allclose(*pair, rtol=1e-9, atol=0)) for pair in zip(losses.T, exact.T, strict=True)]
         return [trial.candidate for trial in complete], Results(
-            numbers=tuple(trial.number for trial in complete),
             known=np.array(is_known) & self._options.known_costs,
             x=x,
             losses=losses,
@@ -163,13 +164,15 @@ class KnownCost:
 
     def _read(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
         """Give features and exact losses of trials, each computed once: a long search has many."""
-        new = [trial for trial in trials if trial.number not in self._told]
+        # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
+        new = [t for t in trials if t.number not in self._told or self._told[t.number][0] != t.candidate]
         candidates = [trial.candidate for trial in new]
-        found = zip(new, self.rows(candidates), self.exact(candidates), strict=True)
-        self._told |= {trial.number: (row, exact) for trial, row, exact in found}
-        kept = [self._told[trial.number] for trial in trials]
-        none = self.rows([]), self.exact([])
-        return tuple(np.stack(part) for part in zip(*kept, strict=True)) if kept else none  # type: ignore[return-value]
+        for trial, row, exact in zip(new, self.rows(candidates), self.exact(candidates), strict=True):
+            self._told[trial.number] = trial.candidate, row, exact
+        if not trials:
+            return self.rows([]), self.exact([])
+        _, rows, exacts = zip(*(self._told[trial.number] for trial in trials), strict=True)
+        return np.stack(rows), np.stack(exacts)
 
     def exact(self, candidates: Sequence[Candidate]) -> Array:
         """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.

@@ -121,6 +121,7 @@ class Study:
         self._enqueue_start()
         self._enqueue_stopped(records)
         self._ladder = Ladder(rungs)
+        self._feasible.waiting = self._ladder.waiting
         self._gains: deque[float] = deque(maxlen=PATIENCE)
         self._starts = {problem.identity(candidate) for candidate in problem.starts()} if rungs else set()
         for record in records:
@@ -152,8 +153,8 @@ class Study:
 
     @property
     def expected_gain(self) -> float:
-        """The most that one of the last proposals of this sitting was expected to add to the front, as a share of its
-        volume; infinite while there are too few of them, or with an engine that expects nothing."""
+        """The most that one of the last proposals of this sitting was expected to gain, as a share of what its aim has
+        by now; infinite while there are too few of them, or with an engine that expects nothing."""
         return max(self._gains) if len(self._gains) == PATIENCE else math.inf
 
     @property

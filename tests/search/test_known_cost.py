@@ -247,6 +247,27 @@ def test_only_what_is_accepted_is_proposed():
     assert engine.propose(observed(15), number=15, accepts=lambda c: False) is None
 
 
+def test_the_gain_expected_is_that_of_what_is_proposed():
+    """Else a search whose pool holds known candidates, better than any new one, would never converge."""
+    engine = KnownCost(problem_of(), seed=0)
+    trials = observed(15)
+    best = engine.propose(trials, number=15, accepts=lambda c: True)
+    free = engine.expected_gain
+    engine.propose(trials, number=15, accepts=lambda c: abs(c["x"] - best["x"]) > 0.5)
+    assert engine.expected_gain < 0.9 * free
+    assert engine.propose(trials, number=15, accepts=lambda c: False) is None
+    assert engine.expected_gain is None
+
+
+def test_an_engine_that_served_another_study_proposes_the_same():
+    used = KnownCost(problem_of(), seed=0)
+    used.propose(observed(20, seed=9), number=20, accepts=lambda c: True)
+    trials = observed(20)
+    assert used.propose(trials, number=20, accepts=lambda c: True) == KnownCost(problem_of(), seed=0).propose(
+        trials, number=20, accepts=lambda c: True
+    )
+
+
 def test_another_engine_object_proposes_the_same_from_the_same_trials():
     """Nothing that is kept between proposals decides anything: a resumed search goes on as it would have."""
     old = KnownCost(problem_of(), seed=0)
