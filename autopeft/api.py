@@ -59,7 +59,7 @@ def search(
     if isinstance(space, str | Path):
         fields["space"] = str(space)
     defaults = demo_defaults(fields) if runner is None else _runner_defaults(runner, space)
-    request = _checked({**defaults, **fields}, own)
+    request = _checked(_over(defaults, fields), own)
     _check_finals(request, runner)
     space_fields = read_space(space if isinstance(space, Mapping) else request.space)
     with ExitStack() as stack:
@@ -96,6 +96,11 @@ def _checked(fields: Mapping[str, Any], own: Sequence[Objective] = ()) -> Search
     if faults:
         raise RequestError(*faults)
     return request
+
+
+def _over(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what was given over defaults; a None means the default."""
+    return {**defaults, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def _check_finals(request: SearchRequest, runner: TrainFunction | str | None) -> None:
@@ -179,7 +184,7 @@ def estimate(
     Raises:
         AutopeftError: Of the kind that says what is wrong.
     """
-    request = _checked({**demo_defaults(fields), **fields})
+    request = _checked(_over(demo_defaults(fields), fields))
     if isinstance(candidates, str | Path):
         candidates = read_candidates(Path(candidates))
     elif isinstance(candidates, Mapping):

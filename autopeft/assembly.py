@@ -18,7 +18,7 @@ from autopeft.errors import RequestError
 from autopeft.execute.function import TrainFunction
 from autopeft.forecast import prediction
 from autopeft.machine import hardware, versions
-from autopeft.objectives import METRICS, OBJECTIVES, Objective, quality_of
+from autopeft.objectives import METRICS, OBJECTIVES, Goal, Objective, quality_of
 from autopeft.problem import Problem
 from autopeft.recipe import CUSTOMARY, defaults
 from autopeft.records import RunInfo
@@ -135,16 +135,16 @@ def reassemble(
 
 def stored_objectives(info: RunInfo, own: Sequence[Objective] = ()) -> tuple[Objective, ...]:
     """Give the objectives of a stored run; one that only its caller can measure can still be compared and shown."""
-    known = {**OBJECTIVES, **{o.name: o for o in own}}
-    return tuple(
-        Objective(
-            stored["name"],
-            "maximize" if stored["goal"] == "maximize" else "minimize",
-            stored["unit"],
-            known[stored["name"]].measure if stored["name"] in known else _unknown_measure,
-        )
-        for stored in info.objectives
-    )
+    given = {**OBJECTIVES, **{o.name: o for o in own}}
+    found = []
+    for stored in info.objectives:
+        goal: Goal = "maximize" if stored["goal"] == "maximize" else "minimize"
+        of = given.get(stored["name"])
+        if of is not None and of in own and of.goal != goal:
+            raise RequestError(f"objectives: {of.name} is to {of.goal} now, and the run was started to {goal} it")
+        measure, known = (of.measure, of.known) if of else (_unknown_measure, None)
+        found.append(Objective(stored["name"], goal, stored["unit"], measure, known))
+    return tuple(found)
 
 
 def _unknown_measure(measurement: Measurement) -> float:

@@ -18,6 +18,7 @@ from autopeft.execute.protocol import Executor
 from autopeft.finals import baseline, kept
 from autopeft.labels import describe
 from autopeft.limits import Ending, Ledger, Limits, Stretch
+from autopeft.objectives import Objective
 from autopeft.pareto import front, quality_objective
 from autopeft.problem import Problem
 from autopeft.records import RungResult, TrialRecord
@@ -29,6 +30,8 @@ from autopeft.work import Outcome, WorkUnit
 
 SAME_FAILURES = 5
 """The search gives up when the first trials of a sitting, this many, all failed for the same reason."""
+BEYOND_MEMORY = "its peak memory"
+"""How the reason of a trial begins that needed more memory than there may be."""
 _POLL_SECONDS = 0.5
 
 
@@ -59,6 +62,7 @@ def search(
     ledger = Ledger(limits, steps=steps, records=store.records)
     running: dict[int, Proposal] = {}
     sitting: list[TrialRecord] = []
+    told = set[str]()  # objectives that are not what was known of them
     exhausted = False
     held: Ending | None = None  # what keeps paused trials from going on
     barred: Ending | None = None  # what keeps candidates from being begun
@@ -107,6 +111,10 @@ def search(
             if record.state == "complete":
                 store.keep_adapters(kept([*points, *compared], problem.objectives))
         view.finished(record, points)
+        for objective in problem.objectives:
+            if objective.name not in told and (why := _wrong(objective, record)):
+                told.add(objective.name)
+                view.note(why)
         done = done or record.state == "complete"
         sitting.append(record)
         _stop_if_hopeless(sitting)
@@ -201,6 +209,8 @@ def judge(
     cost, measurement = problem.cost(proposal.candidate), outcome.measurement
     if measurement is not None and cost is not None:
         measurement = replace(measurement, predicted_bytes=cost.memory_bytes)
+        if problem.own_cost is not None and not measurement.trainable_params:
+            measurement = replace(measurement, trainable_params=cost.trainable_params)  # the runner left it to the cost
     record = TrialRecord(
         number=proposal.number,
         state=outcome.state,
@@ -224,7 +234,7 @@ def judge(
         return record
     if problem.memory_limit_bytes is not None and measurement.memory_bytes > problem.memory_limit_bytes:
         peak, limit = show_bytes(measurement.memory_bytes), show_bytes(problem.memory_limit_bytes)
-        return replace(record, state="infeasible", reason=f"its peak memory, {peak}, is more than {limit}")
+        return replace(record, state="infeasible", reason=f"{BEYOND_MEMORY}, {peak}, is more than {limit}")
     trained, most = measurement.trainable_params, problem.parameter_limit
     if most is not None and trained > most:
         return replace(record, state="infeasible", reason=f"it trained {trained:,} parameters, more than {most:,}")
@@ -257,6 +267,16 @@ def _placed(record: TrialRecord, problem: Problem, values: Mapping[str, float], 
     return replace(record, state="paused", reason=why)
 
 
+def _wrong(objective: Objective, record: TrialRecord) -> str:
+    """Say that an objective is not what was known of it beforehand; "" if it is, or nothing was."""
+    if objective.known is None or objective.name not in record.values:
+        return ""
+    known, measured = objective.known(record.candidate), record.values[objective.name]
+    if math.isclose(known, measured, rel_tol=1e-9):
+        return ""
+    return f"{objective.name} is {measured:g} where its `known` said {known:g}; it is learned from the trials instead"
+
+
 def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
     first = records[:SAME_FAILURES]
     if len(records) == SAME_FAILURES and all(r.state == "failed" and r.reason == first[0].reason for r in first):
@@ -273,7 +293,8 @@ def _ending(records: Sequence[TrialRecord], why: Ending | None) -> Ending:
         raise AllTrialsFailedError(f"all {len(failed)} trials failed; the first: {why_failed}")
     infeasible = [r for r in records if r.state == "infeasible"]
     if infeasible:
-        peaks = [(r.measurement.memory_bytes, describe(r)) for r in infeasible if r.measurement]
+        beyond = [r for r in infeasible if r.reason.startswith(BEYOND_MEMORY)]
+        peaks = [(r.measurement.memory_bytes, describe(r)) for r in beyond if r.measurement]
         least = f" The least of it, {show_bytes(min(peaks)[0])}, was {min(peaks)[1]}." if peaks else ""
         raise InfeasibleError(
             f"all {len(infeasible)} trials were infeasible; the first: {infeasible[0].reason}.{least}"

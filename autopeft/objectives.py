@@ -30,6 +30,17 @@ class Objective:
     measure: Callable[[Measurement], float]
     known: Callable[[Candidate], float] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what only a search would find out.
+
+        Raises:
+            RequestError: If the goal is neither, or `known` cannot be called.
+        """
+        if self.goal not in ("maximize", "minimize"):
+            raise RequestError(f'objectives: goal {self.goal!r} of {self.name}; write "maximize" or "minimize"')
+        if self.known is not None and not callable(self.known):
+            raise RequestError(f"objectives: `known` of {self.name} is {self.known!r}; give a function of a candidate")
+
     def loss(self, value: float) -> float:
         """Turn a value so that smaller is better."""
         return -value if self.goal == "maximize" else value

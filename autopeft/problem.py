@@ -177,9 +177,12 @@ class Problem:
         self._check_recipe()
         self._check_references()
         self._check_weights()
-        if next(chain(self.starts(), self._drawn()), None) is None:
+        if (one := next(chain(self.starts(), self._drawn()), None)) is None:
             # Only now: on a large space the smallest takes seconds to find.
             self._check_smallest()
+        for objective in self.objectives:
+            if objective.known is not None and one is not None:
+                objective.known_loss(one)
         self._check_memory()
 
     def starts(self) -> Iterator[Candidate]:

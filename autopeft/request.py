@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -152,7 +153,8 @@ class SearchRequest(Dimensions):
     @classmethod
     def _warm_from(cls, value: object) -> object:
         paths = list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
-        if twice := [path for i, path in enumerate(paths) if path in paths[:i]]:
+        real = [os.path.realpath(path) for path in paths]
+        if twice := [paths[i] for i, path in enumerate(real) if path in real[:i]]:
             raise ValueError(f"{twice[0]} is named twice; name it once")
         return paths
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,61 @@ def test_relative_model_folder_means_the_same_from_any_other_folder(
 def test_budget_of_an_own_runner_without_its_cost_is_refused() -> None:
     with pytest.raises(RequestError, match=r"budget: 2M cannot be held to without `cost`"):
         ap.search(runner=lambda c, s: ap.Measurement(quality=1), space=LINE, budget="2M")
+
+
+def test_a_none_is_the_default_of_an_own_runner_too(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("final_seeds", "budget", "executor", "objectives", "rungs"))
+    result = ap.search(runner=measure, space=SPACE, trials=2, steps=5, out=str(tmp_path / "run"), **nothing)
+    plain = ap.search(runner=measure, space=SPACE, trials=2, steps=5, out=str(tmp_path / "plain"))
+    assert {**result.info.request, "out": ""} == {**plain.info.request, "out": ""}
+
+
+def test_a_runner_that_leaves_the_parameters_to_the_cost_has_them_on_the_front(tmp_path: Path) -> None:
+    result = ap.search(
+        runner=lambda c, s: replace(measure(c, s), trainable_params=0), cost=width, budget=8, space=SPACE, trials=6,
+        steps=5, objectives=["quality", "params"], out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert [r.values["params"] for r in result.records] == [width(r.candidate) for r in result.records]
+
+
+@pytest.mark.parametrize("n_before", [2, 9])
+def test_a_resumed_search_knows_what_it_knew(n_before: int, tmp_path: Path) -> None:
+    @ap.objective(goal="minimize", unit="ms", known=lambda c: 3.0 + width(c) % 3)
+    def latency(measurement: ap.Measurement) -> float:
+        return 3.0 + measurement.trainable_params % 3
+
+    fields: dict[str, Any] = {"runner": measure, "cost": width, "budget": 8, "space": SPACE, "steps": 5}
+    asked = ["quality", "params", latency]
+    whole = ap.search(**fields, objectives=asked, trials=12, out=str(tmp_path / "whole"))
+    ap.search(**fields, objectives=asked, trials=n_before, out=str(tmp_path / "run"))
+    resumed = ap.resume(tmp_path / "run", runner=measure, cost=width, objectives=[latency], trials=12)
+    assert [r.candidate for r in resumed.records] == [r.candidate for r in whole.records]
+    turned = replace(latency, goal="maximize")
+    with pytest.raises(RequestError, match="latency is to maximize now, and the run was started to minimize it"):
+        ap.resume(tmp_path / "run", runner=measure, cost=width, objectives=[turned], trials=13)
+
+
+def test_what_is_known_is_asked_before_any_training_and_told_where_it_was_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(known: Any) -> ap.Result:
+        own = ap.Objective("latency", "minimize", "ms", lambda m: 2.0, known)
+        return ap.search(
+            runner=measure, space=SPACE, objectives=["quality", own], trials=3, steps=5, out=str(tmp_path / "run")
+        )
+
+    for wrong in (lambda c: None, lambda c: 1 / 0, "2.0"):
+        with pytest.raises(RequestError, match="objectives: `known` of latency"):
+            search(wrong)
+    assert not (tmp_path / "run").exists()
+    search(lambda c: 2.5)
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("latency is 2 where its `known` said 2.5") == 1
+
+
+def test_a_goal_that_is_none_is_named() -> None:
+    with pytest.raises(RequestError, match="goal 'min' of latency"):
+        ap.objective(goal="min", name="latency")(lambda m: 1.0)  # type: ignore[arg-type]
 
 
 def test_own_runner_takes_no_model_and_no_data() -> None:

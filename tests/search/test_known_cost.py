@@ -290,10 +290,26 @@ def test_a_paused_candidate_is_judged_by_what_it_has_shown():
 
     def ahead(*shown):
         paused = [Observed(20 + i, "paused", pair[i], (), {10: loss}) for i, loss in enumerate(shown)]
-        values = worth(engine, [*done, *paused], *pair)
-        return values[0] - values[1]
+        belief = engine._believe(engine._results([*done, *paused])[1], aim="by ratio")
+        means, _ = belief.predict(engine.rows(pair), engine.exact(pair))
+        return means[1, 0] - means[0, 0]
 
     assert ahead(0.0, 2.5) > ahead() > ahead(2.5, 0.0)
+
+
+def test_what_waits_at_a_rung_counts_as_taken_at_its_expected_end():
+    """It goes on by its rank, whatever is proposed; what it would gain is no reason to propose its like."""
+    done = [Observed(t.number, "complete", t.candidate, t.values, {10: 3 - t.values[0] / 2}) for t in observed(15)]
+    candidate = Candidate({"x": 0.7, "size": 900})
+    engine = KnownCost(problem_of(), seed=0)
+
+    def gain(*waiting):
+        return worth(engine, [*done, *waiting], candidate)[0]
+
+    shown = 3 - quality_of(candidate) / 2
+    assert gain(Observed(20, "paused", candidate, (), {10: shown})) < gain() - 0.5
+    # One of which nothing can be said, as nobody went on from there, takes nothing.
+    assert gain(Observed(20, "paused", candidate, (), {99: shown})) == pytest.approx(gain())
 
 
 def test_a_partial_result_counts_once():

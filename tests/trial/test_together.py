@@ -413,6 +413,31 @@ def test_trying_what_pays_changes_no_result(setting, monkeypatch):
     assert [list(gains) for gains in tried] == [[1, 2, 4]]
 
 
+def test_a_method_is_compared_with_itself_alone_before_its_first_group(setting, all_together, monkeypatch):
+    """That IA3 computes the same beside BitFit says nothing of an adapter with dropout."""
+    compared, original = [], groups.is_as_alone
+
+    def is_as_alone(bare, trainees, *arguments, **options):
+        compared.append(len(trainees))
+        return original(bare, trainees, *arguments, **options)
+
+    monkeypatch.setattr(groups, "is_as_alone", is_as_alone)
+    worker, number = make_worker(*setting["bert"]), iter(range(100))
+    ia3, bitfit, lora, dropout = ({"method": "ia3"}, {"method": "bitfit"}, MIXED[2], MIXED[0])
+
+    def compares(*values):
+        before = len(compared)
+        units = [unit_of(setting["bert"][2], v, next(number), steps=2) for v in values]
+        assert not any(isinstance(result, Exception) for result in worker.run_together(units))
+        return len(compared) - before
+
+    assert compares(ia3, bitfit) == 1
+    assert compares(bitfit, ia3) == 0
+    assert compares(ia3, lora) == 1
+    assert compares(ia3, dropout) == 1
+    assert compares(lora, dropout) == 0
+
+
 @pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
 def test_candidates_of_one_kind_have_the_same_data(field, setting, workers):
     worker, unit = workers["llama"], unit_of(setting["llama"][2], MIXED[0], 0, steps=2)

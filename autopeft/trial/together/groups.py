@@ -31,6 +31,15 @@ _SHARED = ("batch_size", "max_length", "gradient_accumulation_steps", "packing")
 Kind = tuple[BaseFormat, Recipe, bool]
 """The base's format, what a batch is, and whether the products of all candidates are stacked: these pay most."""
 
+Way = tuple[str, bool]
+"""A method, and whether its adapter has dropout: what decides how a candidate's own layers run among others."""
+
+
+def _way(unit: WorkUnit) -> Way:
+    assert unit.plan is not None
+    drops = any(value for config in unit.plan.configs for name, value in config.items() if "dropout" in name)
+    return unit.plan.method, drops
+
 
 class Groups:
     """The groups of one worker; for each kind of batch it is tried once how many candidates pay."""
@@ -40,7 +49,7 @@ class Groups:
         self._sizes: dict[Kind, int] = {}
         self._most: dict[Kind, int] = {}  # that memory may hold, where even the trial was too large
         self._final: set[Kind] = set()  # of which more were tried, and do not pay
-        self._checked: set[Kind] = set()  # that were seen to compute what they compute alone
+        self._checked: dict[Kind, set[Way]] = {}  # that were seen to compute what they compute alone
 
     def first(self, units: Mapping[int, WorkUnit]) -> dict[int, WorkUnit]:
         """Give the first unit and those that can be trained with it, no more than pay: equally far, and on
@@ -106,12 +115,13 @@ class Groups:
                 self._final.add(kind)
         if (size := self._sizes[kind]) == 1:
             return
-        if kind not in self._checked:
+        ways = {_way(unit) for unit in list(units.values())[:size]}
+        if not ways <= self._checked.setdefault(kind, set()):
             if not is_as_alone(bare, trainees[:size], batches[0], task=self._task, device=self._device):
                 logging.getLogger(__name__).info("together: this model computes something else for several at once")
                 self.limit(units, 1)
                 return
-            self._checked.add(kind)
+            self._checked[kind] |= ways
         trainings = train_together(
             bare, trainees[:size], parts_at=lambda step: batches[step], task=self._task, device=self._device
         )
