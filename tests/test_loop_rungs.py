@@ -311,26 +311,23 @@ def test_on_a_machine_slower_at_first_something_is_done_before_the_time_is_over(
     assert [r for r in records if r.state == "complete"]
 
 
-def test_the_engine_sees_who_waits_at_a_rung_and_who_is_under_way(tmp_path):
-    """Optuna has one word for both; what waits may never go on, and is no part of what is under way."""
-    states = []
+def test_what_waits_at_a_rung_is_under_way_to_the_engine_with_what_it_has_shown(tmp_path):
+    seen = []
 
     class Watching:
         def propose(self, trials, *, number, accepts):
-            states.append({trial.number: (trial.state, dict(trial.partial)) for trial in trials})
-            x = (number * 0.38) % 1
-            return Candidate({"x": x, "kind": "a"})
+            seen.append({trial.number: (trial.state, dict(trial.partial)) for trial in trials})
+            return Candidate({"x": (number * 0.38) % 1, "kind": "a"})
 
     def sampler(seed):
         return EngineSampler(lambda problem, seed: Watching(), seed=seed)
 
     _, records = make_run(tmp_path)(Runner(measure), trials=24, rungs=RUNGS, executor=Several, sampler=sampler)
-    seen = [state for trials in states for state in trials.values()]
-    assert Counter(state for state, _ in seen).keys() == {"running", "paused", "complete"}
-    assert all(partial for state, partial in seen if state == "paused")
-    assert any(partial for state, partial in seen if state == "running")  # gone on with
-    left = {r.number for r in records if r.state == "paused"}
-    assert {n for n, (state, _) in states[-1].items() if state == "paused"} & left
+    losses = {r.number: {result.step: result.loss for result in r.rungs} for r in records}
+    waited = {n: partial for n, (state, partial) in seen[-1].items() if state == "running" and partial}
+    assert {r.number for r in records if r.state == "paused"} & waited.keys()
+    assert all(partial.items() <= losses[n].items() for n, partial in waited.items())
+    assert {state for state, _ in seen[-1].values()} == {"running", "complete"}
 
 
 class Killed(BaseException):

@@ -149,7 +149,7 @@ class Belief:
         models: By objective; None where it is known.
         quality: The index of the objective of quality.
         front: ``(n_points, n_objectives)``: scaled, what is there to improve on, as the models see it without noise: of
-            what has results, what is under way, and what waits at a rung.
+            what has results, and what is under way.
     """
 
     def __init__(
@@ -173,7 +173,6 @@ class Belief:
         self._scales = _scales(objectives, results.losses, on, by_ratio=aim != "by difference")
         scaled = np.stack([scale(column) for scale, column in zip(self._scales, results.losses.T, strict=True)], axis=1)
         rows = chosen_rows(on, CONDITIONED)
-        taken = results.running  # and what waits, of which the end can be told: it goes on by its rank if at all
         self.models: list[GaussianProcess | None] = []
         for j, target in enumerate(scaled.T):
             if results.known[j]:
@@ -186,7 +185,6 @@ class Belief:
                 expected, doubt = expected_from_partial(results.partial, target, results.unfinished_partial)
                 x, y, noise = _joined((x, y, noise), (results.unfinished, expected, doubt))
                 guessed = guessed & np.isnan(expected)  # once is enough, and with the doubt that there is
-                taken = taken | np.isfinite(expected)
                 expected, doubt = expected_from_earlier(results.guess, target, results.earlier_guess)
                 x, y, noise = _joined((x, y, noise), (results.earlier, expected, doubt))
             model = condition(kernel, theta, x, y, noise=noise)
@@ -198,8 +196,8 @@ class Belief:
             self.models.append(model)
         self._success = _success_model(kernel, results, rows)
         means, _ = self.predict(
-            np.concatenate([results.x, results.unfinished[taken]]),
-            np.concatenate([results.exact, results.unfinished_exact[taken]]),
+            np.concatenate([results.x, results.unfinished[results.running]]),
+            np.concatenate([results.exact, results.unfinished_exact[results.running]]),
         )
         self.front = means
         self._aimed = [quality] if aim == "best quality" else list(range(len(objectives)))

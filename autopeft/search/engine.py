@@ -18,7 +18,7 @@ class Observed:
     """A trial as an engine sees it.
 
     Attributes:
-        state: "paused" after a part of its training; it may be continued.
+        state: "running" also while it waits at a rung; "paused" if it was cut off after a part of its training.
         values: By objective, as measured; empty but for a complete trial.
         partial: Step -> held-out loss there, smaller is better.
     """

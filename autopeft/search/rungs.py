@@ -9,7 +9,7 @@ adds most volume to those taken. Volumes are counted in ranks, so neither units 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +62,6 @@ class Ladder:
     def paused(self) -> Sequence[Standing]:
         """Who waits, in the order of their numbers."""
         return [self._paused[number] for number in sorted(self._paused)]
-
-    @property
-    def waiting(self) -> Container[int]:
-        """The numbers of those who wait, now and whenever it is asked."""
-        return self._paused.keys()
 
     def after(self, step: int) -> int | None:
         """Give the rung that comes after some steps; None for the end of the training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -38,7 +38,9 @@ _STATES: Mapping[TrialState, Literal["complete", "failed", "running", "paused"]]
     TrialState.COMPLETE: "complete", TrialState.FAIL: "failed",
     TrialState.RUNNING: "running", TrialState.PRUNED: "paused",
 }  # fmt: skip
-"""What a trial's state means to an engine; what did not fit the memory, or was stopped, says nothing of quality."""
+"""What a trial's state means to an engine; what did not fit the memory, or was stopped, says nothing of quality.
+
+What waits at a rung is running to Optuna, and under way to an engine: it may go on whenever more get there."""
 
 
 class SpaceExhausted(Exception):
@@ -69,7 +71,6 @@ class FeasibleSampler(BaseSampler):
 
     Attributes:
         margin: What predicted memory is multiplied with; the study keeps it up to date.
-        waiting: Numbers of the trials that wait at a rung, which to Optuna are running; the study's ladder keeps them.
     """
 
     def __init__(self, problem: Problem, engine: Callable[[int], BaseSampler], *, seed: int) -> None:
@@ -79,7 +80,6 @@ class FeasibleSampler(BaseSampler):
         made = engine(seed)
         self._whole = made.on(problem) if isinstance(made, EngineSampler) else None
         self.margin = 1.0
-        self.waiting: Container[int] = ()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Claim every parameter: `sample_relative` gives the whole configuration at once."""
@@ -123,7 +123,7 @@ class FeasibleSampler(BaseSampler):
         return [
             Observed(
                 trial.number,
-                "paused" if trial.number in self.waiting else _STATES[trial.state],
+                _STATES[trial.state],
                 Candidate({name: decoded(self._parameters[name], value) for name, value in trial.params.items()}),
                 tuple(trial.values or ()),
                 trial.intermediate_values,

@@ -121,7 +121,6 @@ class Study:
         self._enqueue_start()
         self._enqueue_stopped(records)
         self._ladder = Ladder(rungs)
-        self._feasible.waiting = self._ladder.waiting
         self._gains: deque[float] = deque(maxlen=PATIENCE)
         self._starts = {problem.identity(candidate) for candidate in problem.starts()} if rungs else set()
         for record in records:
