@@ -12,7 +12,6 @@ done; then the run directory is checked against what it held at the kill. Prints
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import random
 import sys
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from results import write_rows
 from survival import WORKER_TITLE, Driver, Process, check, descendants, go_on, record_lines, repeated, start, workers_of
 
 TRIALS = 8
@@ -231,19 +231,10 @@ def table(lives: Sequence[Life]) -> str:
 
 
 def write_csv(lives: Sequence[Life], path: Path) -> None:
-    """Write the lives, each with the versions of what they ran on."""
-    from autopeft.machine import versions
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    on = " ".join(f"{name}={version}" for name, version in versions().items())
-    rows = [
-        {**asdict(life), "left": ", ".join(life.left), "faults": "; ".join(life.faults), "versions": on}
-        for life in lives
-    ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write the lives in place of those of another time."""
+    path.unlink(missing_ok=True)
+    texts = ({"left": ", ".join(life.left), "faults": "; ".join(life.faults)} for life in lives)
+    write_rows(path, [{**asdict(life), **told} for life, told in zip(lives, texts, strict=True)])
 
 
 def main() -> int:

@@ -11,14 +11,13 @@ problem says nothing of real trainings; it compares rules in minutes.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from results import write_rows
 
 from autopeft.candidates import Candidate
-from autopeft.machine import versions
 from autopeft.pareto import hypervolume
 from autopeft.records import RungResult
 from autopeft.search.rungs import Ladder, Standing
@@ -87,22 +86,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "promotion.csv")
     options = parser.parse_args()
-    on = " ".join(
-        f"{name}={version}" for name, version in versions().items() if name in ("autopeft", "numpy", "moocore")
-    )
-    rows = []
+    rows: list[dict[str, object]] = []
     for budget in BUDGETS:
         for rule in RULES:
             found = [search(rule, seed=seed, budget=budget) for seed in range(options.seeds)]
-            rows += [[budget, rule, seed, *row, on] for seed, row in enumerate(found)]
-            volumes, begun, done = np.array(found).T
+            for seed, (volume, begun, done) in enumerate(found):
+                about = {"budget": budget, "rule": rule, "seed": seed}
+                rows.append({**about, "hypervolume": round(volume, 2), "begun": begun, "done": done})
+            volumes, n_begun, n_done = np.array(found).T
             error = volumes.std(ddof=1) / len(volumes) ** 0.5
-            counts = f"{begun.mean():.0f} begun, {done.mean():.0f} done"
+            counts = f"{n_begun.mean():.0f} begun, {n_done.mean():.0f} done"
             print(f"{budget:3} {rule:10} {volumes.mean():.0f} +- {error:.0f}, {counts}", flush=True)
-    with options.csv.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["budget", "rule", "seed", "hypervolume", "begun", "done", "versions"])
-        writer.writerows(rows)
+    options.csv.unlink(missing_ok=True)
+    write_rows(options.csv, rows)
 
 
 if __name__ == "__main__":
