@@ -199,7 +199,7 @@ def main() -> None:
             if reason := prepare(SUBJECTS[model], work, steps=args.steps, trials=args.trials):
                 print(f"{model}: skipped: {reason}")
                 continue
-            least = json.loads((work / "setup.json").read_text())["flops"] / _rate(args.core)
+            flops, rate = json.loads((work / "setup.json").read_text())["flops"], _rate(args.core)
             first: list[float] = []
             for variant in args.variants:
                 trials = args.peer_trials if args.peer_trials and variant in ("naive", "reuse") else args.trials
@@ -208,7 +208,9 @@ def main() -> None:
                 first = first or losses
                 row["steps"] = args.steps
                 row["loss_difference"] = max(abs(a - b) for a, b in zip(losses, first, strict=False))
-                row["least_cpu_per_trial"] = round(least, 3)
+                row["gflop_per_trial"] = round(flops / 1e9, 1)
+                row["gflop_per_second"] = round(rate / 1e9, 1)
+                row["least_cpu_per_trial"] = round(flops / rate, 3)
                 row["losses"] = " ".join(f"{loss:.6f}" for loss in losses)
                 print({name: value for name, value in row.items() if name != "losses"}, flush=True)
                 write_rows(args.out, [row])  # as they come: the whole takes long
