@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from autopeft.labels import describe, show_value
 from autopeft.objectives import DEFAULT_METRIC
 from autopeft.report import front_svg, write_csv
@@ -51,7 +53,22 @@ def page(result: Result, name: str, command: str, commit: str) -> str:
         lines.append(f"| {number} | {', '.join(picks.get(number, []))} | {values} | {describe(record)} |")
     metric = result.info.request["metric"] or DEFAULT_METRIC[info.data["task"]]
     lines += ["", f"Quality is {metric} on the validation split, one seed: small differences are noise.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *finalists(result)])
+
+
+def finalists(result: Result) -> list[str]:
+    """Give what the finalists gave with other seeds, and the verdict, as lines of Markdown; none without repeats."""
+    if not result.verdict:
+        return []
+    head = ("trial", "configuration", "search", "validation", "test", "gain over tuned LoRA")
+    lines = ["## The finalists, trained again", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in result.finalists.to_dict("records"):
+        means = [f"{row[split]:.3f} ± {row[f'{split}_spread']:.3f}" for split in ("validation", "test")]
+        gain = "" if pd.isna(row["gain"]) else f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+        cells = (row["trial"], row["configuration"], f"{row['search']:.3f}", *means, gain)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    seeds = int(result.finalists["seeds"].max())
+    return [*lines, "", f"Mean and deviation of {seeds} new seeds. {result.verdict}", ""]
 
 
 def main() -> None:
