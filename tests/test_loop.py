@@ -241,7 +241,10 @@ def test_a_runner_that_trains_more_than_it_said_is_infeasible(run):
     _, records = run(Runner(measure), trials=2, own_cost=lambda c: 5, parameter_limit=10)
     assert [r.state for r in records] == ["infeasible", "complete"]
     assert "it trained 50 parameters, more than 10" in records[0].reason
-    with pytest.raises(InfeasibleError, match=r"more than 10\.$"):  # and nothing of memory
+
+
+def test_when_all_train_more_than_they_said_nothing_is_said_of_memory(run):
+    with pytest.raises(InfeasibleError, match=r"more than 10\.$"):
         run(
             Runner(lambda unit: Measurement(1.0, trainable_params=50)),
             trials=3,

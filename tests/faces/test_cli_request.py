@@ -45,7 +45,7 @@ Cli = Callable[..., Ended]
         (["--warm-from", "nowhere"], ["warm_from: 'nowhere'", "no run directory", "request.yaml"]),
         (["--warm-from", "a", "--sampler", "tpe"], ["warm_from: tpe", "--sampler known-cost"]),
         (["--warm-from", "a", "--warm-from", "a"], ["warm_from: ", "a is named twice"]),
-        (["--warm-from", "a", "--warm-from", "./a/"], ["warm_from: ", "a/ is named twice"]),
+        (["--warm-from", "a", "--warm-from", "./a/"], ["warm_from: ", "a is named twice"]),
     ],
 )
 def test_fault_names_field_value_and_remedy(
