@@ -63,12 +63,19 @@ def finalists(result: Result) -> list[str]:
     head = ("trial", "configuration", "search", "validation", "test", "gain over tuned LoRA")
     lines = ["## The finalists, trained again", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in result.finalists.to_dict("records"):
-        means = [f"{row[split]:.3f} ± {row[f'{split}_spread']:.3f}" for split in ("validation", "test")]
-        gain = "" if pd.isna(row["gain"]) else f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+        means = [_and(row[split], f" ± {row[f'{split}_spread']:.3f}") for split in ("validation", "test")]
+        gain = _and(row["gain"], f" ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})", sign="+")
         cells = (row["trial"], row["configuration"], f"{row['search']:.3f}", *means, gain)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     seeds = int(result.finalists["seeds"].max())
-    return [*lines, "", f"Mean and deviation of {seeds} new seeds. {result.verdict}", ""]
+    return [*lines, "", f"Mean and deviation of {seeds} new seeds, where there was time for them. {result.verdict}", ""]
+
+
+def _and(value: float, spread: str, *, sign: str = "") -> str:
+    """Show a value with what is said of its spread, where there is either."""
+    if pd.isna(value):
+        return ""
+    return f"{value:{sign}.3f}" + ("" if "nan" in spread else spread)
 
 
 def main() -> None:
@@ -79,7 +86,8 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     (folder / "README.md").write_text(page(result, name, command, commit.strip()), encoding="utf-8")
     (folder / "front.svg").write_text(front_svg(result.info, result.records, result.objectives), encoding="utf-8")
-    write_csv(result.records, result.objectives, folder / "front.csv")
+    named = {name: pick.record.number for name, pick in result.picks.items()}
+    write_csv(result.records, result.objectives, folder / "front.csv", named=named)
 
 
 if __name__ == "__main__":
