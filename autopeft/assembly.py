@@ -142,8 +142,8 @@ def stored_objectives(info: RunInfo, own: Sequence[Objective] = ()) -> tuple[Obj
         of = given.get(stored["name"])
         if of is not None and of in own and of.goal != goal:
             raise RequestError(f"objectives: {of.name} is to {of.goal} now, and the run was started to {goal} it")
-        measure, known = (of.measure, of.known) if of else (_unknown_measure, None)
-        found.append(Objective(stored["name"], goal, stored["unit"], measure, known))
+        of = of or Objective(stored["name"], goal, stored["unit"], _unknown_measure)
+        found.append(replace(of, goal=goal, unit=stored["unit"]))
     return tuple(found)
 
 

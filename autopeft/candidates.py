@@ -40,6 +40,11 @@ class Candidate(Plain):
         """16 hex digits, equal for equal values."""
         return digest(self.values)
 
+    @property
+    def written_out(self) -> str:
+        """Every value by name, for a fault that it caused."""
+        return ", ".join(f"{name}={value}" for name, value in self.values.items())
+
 
 @dataclass(frozen=True, slots=True)
 class BaseFormat(Plain):

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autopeft.assembly import Assembly, assemble
 from autopeft.candidates import AdapterPlan, Candidate, Cost
 from autopeft.errors import RequestError
@@ -17,6 +15,7 @@ from autopeft.labels import describe
 from autopeft.problem import Problem
 from autopeft.request import SearchRequest
 from autopeft.space_file import read_space
+from autopeft.yaml_file import read_yaml
 
 _MOST_ROWS = 4096
 
@@ -174,12 +173,7 @@ def read_candidates(path: Path) -> list[dict[str, Any]]:
     Raises:
         RequestError: If the file is not there, or holds something else.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"candidate: cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"candidate: {path} is neither YAML nor JSON: {error}") from None
+    found = read_yaml(path, field="candidate", form="neither YAML nor JSON")
     rows = found if isinstance(found, list) else [found]
     if not rows or not all(isinstance(row, dict) and all(isinstance(name, str) for name in row) for row in rows):
         raise RequestError(

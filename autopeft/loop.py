@@ -7,31 +7,27 @@ import math
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
 
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError
 from autopeft.execute.protocol import Executor
 from autopeft.finals import baseline, kept
+from autopeft.judging import beyond_memory, judge, stretch_of, work_unit
 from autopeft.labels import describe
 from autopeft.limits import Ending, Ledger, Limits, Stretch
 from autopeft.objectives import Objective
-from autopeft.pareto import front, quality_objective
+from autopeft.pareto import front
 from autopeft.problem import Problem
-from autopeft.records import RungResult, TrialRecord
+from autopeft.records import TrialRecord
 from autopeft.search.study import Proposal, Study
-from autopeft.store import RunDirectory, adapter_dir, state_dir
+from autopeft.store import RunDirectory
 from autopeft.units import show_bytes
 from autopeft.view import View
-from autopeft.work import Outcome, WorkUnit
+from autopeft.work import Outcome
 
 SAME_FAILURES = 5
 """The search gives up when the first trials of a sitting, this many, all failed for the same reason."""
-BEYOND_MEMORY = "its peak memory"
-"""How the reason of a trial begins that needed more memory than there may be."""
 _POLL_SECONDS = 0.5
 
 
@@ -72,7 +68,7 @@ def search(
     def bars(proposal: Proposal | None) -> Ending | None:
         left = deadline - clock() - (limits.reserved(store.records) if limits.seconds else 0.0)
         if proposal is not None:
-            stretch = _stretch(proposal, steps)
+            stretch = stretch_of(proposal, steps)
             left = left if done else math.inf  # until something is done, what may not be in time is worth trying
         else:  # and nothing is begun beside it that could not be done
             stretch = Stretch(0, study.first_rung if study.first_rung and done else steps)
@@ -126,7 +122,7 @@ def search(
             if proposal is None:
                 break
             running[proposal.number] = proposal
-            ledger.begin(proposal.number, _stretch(proposal, steps))
+            ledger.begin(proposal.number, stretch_of(proposal, steps))
             executor.submit(work_unit(problem, proposal, steps=steps, seed=seed, saves_adapter=saves_adapters))
             view.proposed(proposal.number, describe(proposal.candidate))
         if not running:
@@ -141,11 +137,9 @@ def search(
                 else:
                     settle(Outcome(number, "stopped", reason="the time was over before it was done"))
             break
-    return _ending(store.records, held or ("exhausted" if exhausted else "trials" if ledger.all_begun else barred))
-
-
-def _stretch(proposal: Proposal, steps: int) -> Stretch:
-    return Stretch(proposal.first, proposal.steps or steps)
+    return _ending(
+        problem, store.records, held or ("exhausted" if exhausted else "trials" if ledger.all_begun else barred)
+    )
 
 
 @contextmanager
@@ -167,111 +161,11 @@ def interrupts_deferred() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def work_unit(problem: Problem, proposal: Proposal, *, steps: int, seed: int, saves_adapter: bool) -> WorkUnit:
-    """Make the work unit of a proposal, judged on the validation split; the adapter is saved when its training is over.
-
-    Args:
-        steps: Of a whole training.
-        saves_adapter: Whether adapters are saved at all, and states to go on from.
-    """
-    return WorkUnit(
-        trial=proposal.number,
-        candidate=proposal.candidate,
-        steps=proposal.steps or steps,
-        seed=seed,
-        data_seed=seed,
-        plan=problem.plan(proposal.candidate),
-        head_params=problem.anatomy.head_params if problem.anatomy else 0,
-        adapter_dir=adapter_dir(proposal.number) if saves_adapter and not proposal.steps else "",
-        first=proposal.first,
-        horizon=steps,
-        state_dir=state_dir(proposal.number) if saves_adapter and (proposal.first or proposal.steps) else "",
-    )
-
-
-def judge(
-    problem: Problem,
-    proposal: Proposal,
-    outcome: Outcome,
-    *,
-    seed: int,
-    steps: int,
-    before: TrialRecord | None = None,
-) -> TrialRecord:
-    """Make the record of a trial after a work unit: its objectives if it is complete and within the limits, how it
-    stands if it pauses, else the reason.
-
-    Args:
-        steps: Of a whole training.
-        before: Its record after the work unit before.
-    """
-    stretch = _stretch(proposal, steps)
-    cost, measurement = problem.cost(proposal.candidate), outcome.measurement
-    if measurement is not None and cost is not None:
-        measurement = replace(measurement, predicted_bytes=cost.memory_bytes)
-        if problem.own_cost is not None and not measurement.trainable_params:
-            measurement = replace(measurement, trainable_params=cost.trainable_params)  # the runner left it to the cost
-    record = TrialRecord(
-        number=proposal.number,
-        state=outcome.state,
-        candidate=proposal.candidate,
-        seed=seed,
-        cost=cost,
-        plan=problem.plan(proposal.candidate),
-        measurement=measurement,
-        reason=outcome.reason,
-        traceback=outcome.traceback,
-        worker=outcome.worker,
-        seconds=outcome.seconds + (before.seconds if before else 0.0),
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        exhausted_bytes=outcome.exhausted_bytes,
-        # One that had to begin anew took the steps before it as well.
-        steps=(stretch.last if measurement and measurement.restarted else stretch.steps)
-        + (before.steps if before else 0),
-        rungs=before.rungs if before else (),
-    )
-    if outcome.state != "complete" or measurement is None:
-        return record
-    if problem.memory_limit_bytes is not None and measurement.memory_bytes > problem.memory_limit_bytes:
-        peak, limit = show_bytes(measurement.memory_bytes), show_bytes(problem.memory_limit_bytes)
-        return replace(record, state="infeasible", reason=f"{BEYOND_MEMORY}, {peak}, is more than {limit}")
-    trained, most = measurement.trainable_params, problem.parameter_limit
-    if most is not None and trained > most:
-        return replace(record, state="infeasible", reason=f"it trained {trained:,} parameters, more than {most:,}")
-    values = {}
-    for objective in problem.objectives:
-        try:
-            value = float(objective.measure(measurement))
-        except Exception as error:  # noqa: BLE001 - the user's own function: its fault is this trial's
-            why = f"objective {objective.name}: {type(error).__name__}: {error}"
-            return replace(record, state="failed", reason=why, traceback=traceback.format_exc())
-        if not math.isfinite(value):
-            return replace(record, state="failed", reason=f"objective {objective.name} is {value}, not a number")
-        values[objective.name] = value
-    return _placed(record, problem, values, at=stretch.last, steps=steps)
-
-
-def _placed(record: TrialRecord, problem: Problem, values: Mapping[str, float], *, at: int, steps: int) -> TrialRecord:
-    """Note how a trial stands after some steps; one that has more before it pauses."""
-    quality = quality_objective(problem.objectives)
-    assert record.measurement is not None
-    loss = record.measurement.metrics.get("loss", quality.loss(values[quality.name]))
-    if math.isfinite(loss):
-        costs = tuple(o.loss(values[o.name]) for o in problem.objectives if o is not quality)
-        record = replace(record, rungs=(*record.rungs, RungResult(at, loss, costs)))
-    if at == steps:
-        return replace(record, values=values)
-    if not math.isfinite(loss):
-        return replace(record, state="failed", reason=f"the held-out loss is {loss} after step {at}")
-    why = f"at step {at} of {steps} with loss {loss:.4g}; it goes on only if it is among the best there"
-    return replace(record, state="paused", reason=why)
-
-
 def _wrong(objective: Objective, record: TrialRecord) -> str:
     """Say that an objective is not what was known of it beforehand; "" if it is, or nothing was."""
     if objective.known is None or objective.name not in record.values:
         return ""
-    known, measured = objective.known(record.candidate), record.values[objective.name]
+    known, measured = objective.loss(objective.known_loss(record.candidate)), record.values[objective.name]
     if math.isclose(known, measured, rel_tol=1e-9):
         return ""
     return f"{objective.name} is {measured:g} where its `known` said {known:g}; it is learned from the trials instead"
@@ -284,7 +178,7 @@ def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
         raise AllTrialsFailedError(f"the first {SAME_FAILURES} trials failed alike: {why}")
 
 
-def _ending(records: Sequence[TrialRecord], why: Ending | None) -> Ending:
+def _ending(problem: Problem, records: Sequence[TrialRecord], why: Ending | None) -> Ending:
     if any(r.state == "complete" for r in records):
         return why or "time"
     failed = [r for r in records if r.state == "failed"]
@@ -293,8 +187,11 @@ def _ending(records: Sequence[TrialRecord], why: Ending | None) -> Ending:
         raise AllTrialsFailedError(f"all {len(failed)} trials failed; the first: {why_failed}")
     infeasible = [r for r in records if r.state == "infeasible"]
     if infeasible:
-        beyond = [r for r in infeasible if r.reason.startswith(BEYOND_MEMORY)]
-        peaks = [(r.measurement.memory_bytes, describe(r)) for r in beyond if r.measurement]
+        peaks = [
+            (r.measurement.memory_bytes, describe(r))
+            for r in infeasible
+            if r.measurement and beyond_memory(problem, r.measurement)
+        ]
         least = f" The least of it, {show_bytes(min(peaks)[0])}, was {min(peaks)[1]}." if peaks else ""
         raise InfeasibleError(
             f"all {len(infeasible)} trials were infeasible; the first: {infeasible[0].reason}.{least}"

@@ -52,14 +52,15 @@ class Objective:
             RequestError: If the function for it fails, or gives no finite number.
         """
         assert self.known is not None
-        about = ", ".join(f"{name}={value}" for name, value in candidate.values.items())
         try:
             value = float(self.known(candidate))
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            raise RequestError(f"objectives: `known` of {self.name}: {why}, for {about}") from error
+            raise RequestError(f"objectives: `known` of {self.name}: {why}, for {candidate.written_out}") from error
         if not math.isfinite(value):
-            raise RequestError(f"objectives: `known` of {self.name} gave {value}, for {about}; return a finite number")
+            raise RequestError(
+                f"objectives: `known` of {self.name} gave {value}, for {candidate.written_out}; return a finite number"
+            )
         return self.loss(value)
 
 

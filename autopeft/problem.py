@@ -94,15 +94,15 @@ class Problem:
             RequestError: If it fails, or gives anything but a whole number of parameters.
         """
         assert self.own_cost is not None
-        about = ", ".join(f"{name}={value}" for name, value in candidate.values.items())
         try:
             counted: object = self.own_cost(candidate)
         except Exception as error:
-            raise RequestError(f"cost: {type(error).__name__}: {error}, for {about}") from error
+            raise RequestError(f"cost: {type(error).__name__}: {error}, for {candidate.written_out}") from error
         number = float(counted) if isinstance(counted, Real) else math.nan
         if not math.isfinite(number) or number < 0 or number != math.floor(number):
             raise RequestError(
-                f"cost: {counted!r} is no number of parameters, for {about}; return a whole number, 0 or more"
+                f"cost: {counted!r} is no number of parameters, for {candidate.written_out}; "
+                "return a whole number, 0 or more"
             )
         return int(number)
 

@@ -13,6 +13,7 @@ from autopeft.errors import RequestError
 from autopeft.objectives import OBJECTIVES
 from autopeft.registry import unknown
 from autopeft.request import SearchRequest
+from autopeft.yaml_file import read_yaml
 
 _TRIALS = 24
 """Trials of a search without any limit: enough for every hand-made configuration and as many again."""
@@ -76,12 +77,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: If the file is not there, or is not a YAML mapping.
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"config: cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"config: {path} is not YAML: {error}") from None
+    fields = read_yaml(path, field="config")
     fields = {} if fields is None else fields
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise RequestError(f"config: {path} holds {type(fields).__name__}, not a mapping of field names to values")

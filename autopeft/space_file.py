@@ -9,7 +9,6 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autopeft.candidates import Scalar
@@ -17,6 +16,7 @@ from autopeft.domains import Choices, Domain, Ordinal, Real, Whole, middle, show
 from autopeft.errors import RequestError
 from autopeft.registry import unknown
 from autopeft.space import Parameter, Per, Space
+from autopeft.yaml_file import read_yaml
 
 
 class ParameterFile(BaseModel):
@@ -101,12 +101,7 @@ def _read(name_or_file: str, heirs: tuple[str, ...], beside: Path | None = None)
         path = path if path.is_absolute() or beside is None else beside / path
     else:
         raise RequestError(f"space: {unknown(name_or_file, shipped, what='space')}; or give a .yaml file")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise RequestError(f"space: cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"space: {path} is not YAML: {error}") from None
+    fields = read_yaml(path, field="space") or {}
     if not isinstance(fields, dict):
         raise RequestError(f"space: {path} holds {type(fields).__name__}, not a mapping; see the default space")
     return _with_parents(fields, (*heirs, name_or_file), path.parent)

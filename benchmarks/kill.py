@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from results import write_rows
-from survival import WORKER_TITLE, Driver, Process, check, descendants, go_on, record_lines, repeated, start, workers_of
+from survival import WORKER_TITLE, Driver, Process, check, descendants, go_on, record_lines, repeated, start
 
 TRIALS = 8
 SEARCH = (
@@ -158,13 +158,7 @@ def kill_worker(run_dir: Path, moment: Moment, *, rungs: str, pick: random.Rando
     """Kill one worker of a search at a moment of its life; the search itself must go on, and is checked."""
     driver = search_in(run_dir, rungs)
     moment.wait(driver, run_dir)
-    victims: list[Process] = []
-
-    def found() -> bool:
-        victims.extend(workers_of(driver.process.pid))
-        return bool(victims)
-
-    driver.wait_until(found)
+    victims = driver.await_workers()
     before = record_lines(run_dir)
     life = Life("worker", round(driver.seconds, 1), _phase(driver, run_dir) if victims else "it had just ended")
     if victims:
@@ -233,8 +227,8 @@ def table(lives: Sequence[Life]) -> str:
 def write_csv(lives: Sequence[Life], path: Path) -> None:
     """Write the lives in place of those of another time."""
     path.unlink(missing_ok=True)
-    texts = ({"left": ", ".join(life.left), "faults": "; ".join(life.faults)} for life in lives)
-    write_rows(path, [{**asdict(life), **told} for life, told in zip(lives, texts, strict=True)])
+    rows = [asdict(life) | {"left": ", ".join(life.left), "faults": "; ".join(life.faults)} for life in lives]
+    write_rows(path, rows)
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ from autopeft.assembly import assemble
 from autopeft.candidates import Candidate
 from autopeft.errors import TrialError
 from autopeft.execute.protocol import GroupRunner, ResidentRunner, make_runner, run_isolated
-from autopeft.loop import work_unit
+from autopeft.judging import work_unit
 from autopeft.pareto import hypervolume
 from autopeft.problem import Problem
 from autopeft.request_fields import make_request

@@ -115,6 +115,17 @@ class Driver:
             time.sleep(0.02)
         return self.process.poll() is None
 
+    def await_workers(self) -> list[Process]:
+        """Wait until somebody trains for it, and list them; none if it ended first."""
+        found: list[Process] = []
+
+        def are_there() -> bool:
+            found.extend(workers_of(self.process.pid))
+            return bool(found)
+
+        self.wait_until(are_there)
+        return found
+
     def end(self) -> int:
         """Wait for its end; gives its exit code."""
         return self.process.wait(_PATIENCE_SECONDS)

@@ -13,7 +13,8 @@ from autopeft.binding import bind_space
 from autopeft.errors import AllTrialsFailedError, InfeasibleError, OutOfTimeError, TrialError
 from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
-from autopeft.loop import SAME_FAILURES, judge
+from autopeft.judging import judge
+from autopeft.loop import SAME_FAILURES
 from autopeft.objectives import OBJECTIVES, Objective
 from autopeft.problem import Problem
 from autopeft.search.study import Proposal, Study

@@ -1,4 +1,8 @@
-"""TrialWorker: keeps the base model and the data resident, and turns work units into measurements."""
+"""TrialWorker: keeps the base model and the data resident, and turns work units into measurements.
+
+Past 300 lines, for it is one class: what memory runs out in, how a base comes back clean, and what is judged belong to
+the one resident base that all its methods share.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from fruits import options
 if sys.platform != "linux":
     pytest.skip("processes are found by /proc", allow_module_level=True)
 
-from survival import Driver, Process, check, descendants, go_on, record_lines, repeated, start, workers_of
+from survival import Driver, check, descendants, go_on, record_lines, repeated, start
 
 TRIALS = 6
 
@@ -64,13 +64,9 @@ def test_killed_driver_loses_no_rung_and_no_state(small: dict[str, Any], tmp_pat
 def test_killed_worker_does_not_end_the_search(small: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     driver = begin(small, run, steps=60)  # long enough to find somebody at work
-    workers: list[Process] = []
-
-    def found() -> bool:
-        workers.extend(workers_of(driver.process.pid))
-        return bool(workers)
-
-    assert driver.wait_until(found), driver.said()
+    workers = driver.await_workers()
+    assert workers, driver.said()
+    assert driver.process.poll() is None, driver.said()
     before = record_lines(run)
     workers[0].kill()
     assert driver.end() == 0, driver.said()
