@@ -7,6 +7,7 @@ from itertools import islice, product
 
 from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal
+from autopeft.plain import digest
 from autopeft.space import Space
 
 MOST_COMBINATIONS = 4096
@@ -19,8 +20,9 @@ Count = Callable[[Candidate], int]
 class _Sizes:
     """The size parameters of a candidate as levels: positions in their ordinals."""
 
-    def __init__(self, space: Space, candidate: Candidate) -> None:
-        self.candidate = candidate
+    def __init__(self, space: Space, candidate: Candidate, count: Count) -> None:
+        self.candidate, self._count = candidate, count
+        self._counted: dict[tuple[int, ...], int] = {}
         self.values: dict[str, tuple[float, ...]] = {
             p.name: p.domain.values for p in space.of(candidate) if p.size and isinstance(p.domain, Ordinal)
         }
@@ -32,6 +34,13 @@ class _Sizes:
     def at(self, levels: dict[str, int]) -> Candidate:
         changed: dict[str, Scalar] = {name: self.values[name][level] for name, level in levels.items()}
         return Candidate({**self.candidate.values, **changed})
+
+    def count(self, levels: dict[str, int]) -> int:
+        """Count what is trained at these levels, of all sizes in their order; each once."""
+        key = tuple(levels.values())
+        if key not in self._counted:
+            self._counted[key] = self._count(self.at(levels))
+        return self._counted[key]
 
     def lowerings(self) -> Iterator[dict[str, int]]:
         """Give ever smaller levels, none turned off: a parameter's groups alike, one parameter after the other."""
@@ -59,35 +68,36 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
     """
     if 0 < count(candidate) <= limit:
         return candidate
-    sizes = _Sizes(space, candidate)
+    sizes = _Sizes(space, candidate, count)
     levels = dict(sizes.levels)
     for levels in sizes.lowerings():
-        if count(sizes.at(levels)) <= limit:
+        if sizes.count(levels) <= limit:
             break
     lowered = dict(levels)
     # Ties are broken by the candidate itself, so that no layer is always the first to go.
-    tie = {name: Candidate({name: candidate.key}).key for name in levels}
+    key = candidate.key
+    tie = {name: digest({name: key}) for name in levels}
     by_size = sorted(levels, key=lambda name: (sizes.levels[name], tie[name]))
     for name in by_size:
-        if count(sizes.at(levels)) <= limit:
+        if sizes.count(levels) <= limit:
             break
-        if sizes.can_turn_off(name) and levels[name] > 0 and count(sizes.at({**levels, name: 0})) > 0:
+        if sizes.can_turn_off(name) and levels[name] > 0 and sizes.count({**levels, name: 0}) > 0:
             levels[name] = 0
-    if count(sizes.at(levels)) > limit:
+    if sizes.count(levels) > limit:
         # What is left is too large by itself; something else may not be.
-        levels = _least_on(sizes, lowered, count)
-    if not 0 < count(sizes.at(levels)) <= limit:
+        levels = _least_on(sizes, lowered)
+    if not 0 < sizes.count(levels) <= limit:
         return None
     for name in reversed(by_size):
         while levels[name] < sizes.levels[name]:
             raised = {**levels, name: levels[name] + 1}
-            if count(sizes.at(raised)) > limit:
+            if sizes.count(raised) > limit:
                 break
             levels = raised
     return sizes.at(levels)
 
 
-def _least_on(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, int]:
+def _least_on(sizes: _Sizes, levels: dict[str, int]) -> dict[str, int]:
     """Turn sizes off, one by one, as long as something is left, and give what is smallest then.
 
     The dearest first finds the cheapest of sizes that add up; the cheapest first, of sizes that multiply, such as
@@ -97,27 +107,26 @@ def _least_on(sizes: _Sizes, levels: dict[str, int], count: Count) -> dict[str, 
     for family in dict.fromkeys(sizes.base.values()):
         members = [name for name in levels if sizes.base[name] == family and sizes.can_turn_off(name)]
         without = {**levels, **dict.fromkeys(members, 0)}
-        if 0 < count(sizes.at(without)) < count(sizes.at(levels)):
+        if 0 < sizes.count(without) < sizes.count(levels):
             starts.append(without)
-    ways = [_turn_off(sizes, start, count, choose=choose) for start in starts for choose in (min, max)]
-    return min(ways, key=lambda way: count(sizes.at(way)))
+    ways = [_turn_off(sizes, start, choose=choose) for start in starts for choose in (min, max)]
+    return min(ways, key=sizes.count)
 
 
 def _turn_off(
     sizes: _Sizes,
     levels: dict[str, int],
-    count: Count,
     *,
     choose: Callable[[list[tuple[int, str]]], tuple[int, str]],
 ) -> dict[str, int]:
     levels = dict(levels)
     while True:
         options = [
-            (count(sizes.at({**levels, name: 0})), name)
+            (sizes.count({**levels, name: 0}), name)
             for name, level in levels.items()
             if level > 0 and sizes.can_turn_off(name)
         ]
-        now = count(sizes.at(levels))
+        now = sizes.count(levels)
         left = [option for option in options if 0 < option[0] <= now]
         if not left:
             return levels
@@ -133,14 +142,14 @@ def smallest(space: Space, *, count: Count) -> tuple[Candidate, int] | None:
     best: tuple[Candidate, int] | None = None
     seen = set()
     for start in islice(_combinations(space), MOST_COMBINATIONS):
-        sizes = _Sizes(space, start)
+        sizes = _Sizes(space, start, count)
         # Most choices, such as bits or alpha, change no size; those that do show it at the lowest sizes already.
-        kind = (tuple(start.values), count(sizes.at(sizes.floor)))
+        kind = (tuple(start.values), sizes.count(sizes.floor))
         if kind in seen:
             continue
         seen.add(kind)
-        levels = _least_on(sizes, dict(sizes.floor), count)
-        found = (sizes.at(levels), count(sizes.at(levels)))
+        levels = _least_on(sizes, dict(sizes.floor))
+        found = (sizes.at(levels), sizes.count(levels))
         if found[1] > 0 and (best is None or found[1] < best[1]):
             best = found
     return best

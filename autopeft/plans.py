@@ -32,6 +32,12 @@ def plan_of(
     )
 
 
+def adapter_params(candidate: Candidate, anatomy: Anatomy) -> int:
+    """Count what a candidate's adapter trains on a model: `plan_of(...).adapter_params`, in less time."""
+    method = METHODS[str(candidate["method"])]
+    return method.build(settings_of(candidate, method.name), anatomy).params
+
+
 def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:
     """Say why a method cannot be trained on a model, whatever its size and recipe; "" if it can."""
     method = METHODS[str(candidate["method"])]

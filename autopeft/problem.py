@@ -17,7 +17,7 @@ from autopeft.errors import InfeasibleError, RequestError
 from autopeft.methods import METHODS
 from autopeft.objectives import Objective
 from autopeft.plain import digest
-from autopeft.plans import plan_of, unfit
+from autopeft.plans import adapter_params, plan_of, unfit
 from autopeft.recipe import CUSTOMARY, conflict, conflict_with, recipe_of
 from autopeft.records import Prior
 from autopeft.space import Space
@@ -85,7 +85,7 @@ class Problem:
         """Count the parameters of a candidate's adapter, and predict no memory; 1 where nobody can tell."""
         if self.own_cost is not None:
             return self._own_count(candidate)
-        return 1 if self.anatomy is None else self._plan(candidate, self.anatomy).adapter_params
+        return 1 if self.anatomy is None else adapter_params(candidate, self.anatomy)
 
     def _own_count(self, candidate: Candidate) -> int:
         """Ask the user's own cost function.

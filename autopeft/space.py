@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 from random import Random
 from typing import Literal
@@ -230,16 +231,24 @@ def settings_of(candidate: Candidate, method: str) -> dict[str, Scalar | dict[st
     """
     settings: dict[str, Scalar | dict[str, Scalar]] = {}
     for name, value in candidate.values.items():
-        if not name.startswith(f"{method}."):
+        of, key, place = _parts(name)
+        if of != method:
             continue
-        key, bracket, inside = name.removeprefix(f"{method}.").partition("[")
-        if bracket:
+        if place:
             group = settings.setdefault(key, {})
             assert isinstance(group, dict)
-            group[inside.removesuffix("]")] = value
+            group[place] = value
         else:
             settings[key] = value
     return settings
+
+
+@lru_cache(maxsize=4096)
+def _parts(name: str) -> tuple[str, str, str]:
+    """Take a parameter's name apart: "lora.rank[0-1]" is of lora, rank, at 0-1. Asked for each of many candidates."""
+    method, _, setting = name.partition(".")
+    key, _, place = setting.partition("[")
+    return method, key, place.removesuffix("]")
 
 
 def setting_at(setting: Scalar | Mapping[str, Scalar], *, layer: int | None = None, kind: str | None = None) -> Scalar:
@@ -250,19 +259,21 @@ def setting_at(setting: Scalar | Mapping[str, Scalar], *, layer: int | None = No
     >>> setting_at({"0-1": 4}, layer=5), setting_at(16, layer=5)
     (0, 16)
     """
-    if not isinstance(setting, Mapping):
+    if isinstance(setting, str | int | float):  # not Mapping: that takes ten times as long to tell
         return setting
     for key, value in setting.items():
-        if all(_covers(part, layer, kind) for part in key.split("/")):
-            return value
+        for at, what in places_of(key):
+            if at in (None, layer) and what in (None, kind):
+                return value
     return 0
 
 
-def places_of(key: str) -> list[tuple[int | None, str | None]]:
+@lru_cache(maxsize=4096)
+def places_of(key: str) -> tuple[tuple[int | None, str | None], ...]:
     """Give the places that a key of a setting speaks of: (layer, kind), None for all.
 
     >>> places_of("0-1/query"), places_of("query")
-    ([(0, 'query'), (1, 'query')], [(None, 'query')])
+    (((0, 'query'), (1, 'query')), ((None, 'query'),))
     """
     layers: Iterable[int | None] = [None]
     kind = None
@@ -272,11 +283,4 @@ def places_of(key: str) -> list[tuple[int | None, str | None]]:
             layers = range(int(first), int(last or first) + 1)
         else:
             kind = part
-    return [(layer, kind) for layer in layers]
-
-
-def _covers(part: str, layer: int | None, kind: str | None) -> bool:
-    first, _, last = part.partition("-")
-    if first.isdigit():
-        return layer is not None and int(first) <= layer <= int(last or first)
-    return part == kind
+    return tuple((layer, kind) for layer in layers)

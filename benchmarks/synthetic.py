@@ -187,10 +187,10 @@ def best_known(generations: int = 400) -> float:
     problem, random = make_problem(), Random(0)
     pool = Pool(problem)
     found = list(problem.starts()) + pool.fresh(2000, random)
-    for _ in range(generations):
+    for generation in range(generations):
         losses = np.array([truth(c) for c in found])
         front = [found[i] for i in np.flatnonzero(on_front(losses))]
-        found = front[:400] + pool.mutants(front, 300, random)
+        found = front[:400] + pool.mutants(front, 300, seed=str(generation))
     return volume([truth(c) for c in found])
 
 

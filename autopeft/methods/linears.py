@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from autopeft.anatomy import Anatomy, Linear
@@ -50,7 +51,13 @@ def usual_and_other(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T
     Whole names, anchored: PEFT takes a key as a suffix and is silent about one that matches nothing.
     """
     usual = Counter(values.values()).most_common(1)[0][0] if values else default
-    return usual, {f"^{re.escape(name)}$": value for name, value in values.items() if value != usual}
+    return usual, {_whole(name): value for name, value in values.items() if value != usual}
+
+
+@lru_cache(maxsize=4096)
+def _whole(name: str) -> str:
+    """Give the pattern of a whole name; of hundreds of candidates a proposal, on the same few modules."""
+    return f"^{re.escape(name)}$"
 
 
 def usual_and_named(values: Mapping[str, T], default: T) -> tuple[T, dict[str, T]]:

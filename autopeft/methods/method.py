@@ -94,7 +94,7 @@ class Method:
 
 def number(setting: Scalar | Mapping[str, Scalar] | None, default: float) -> float:
     """Read a setting that is one number for the whole model."""
-    return default if setting is None or isinstance(setting, Mapping | str) else float(setting)
+    return float(setting) if isinstance(setting, int | float) else default
 
 
 def chosen(linears: Iterable[Linear], settings: Settings, *names: str) -> dict[str, float]:
@@ -102,31 +102,19 @@ def chosen(linears: Iterable[Linear], settings: Settings, *names: str) -> dict[s
 
     A setting that is not given counts as 1; a linear at which one of them is 0 is off.
     """
-    readers = [_reader(settings.get(name, 1)) for name in names]
-    at: dict[str, float] = {}
-    for linear in linears:
-        factor = 1.0
-        for read in readers:
-            factor *= read(linear.layer, linear.kind)
-        if factor > 0:
-            at[linear.name] = factor
-    return at
+    linears = list(linears)
+    factors = [1.0] * len(linears)
+    for setting in (settings.get(name, 1) for name in names):
+        said = _at_each(setting, linears) if isinstance(setting, Mapping) else [number(setting, 1)] * len(linears)
+        factors = [factor * value for factor, value in zip(factors, said, strict=True)]
+    return {linear.name: factor for linear, factor in zip(linears, factors, strict=True) if factor > 0}
 
 
-def _reader(setting: Scalar | Mapping[str, Scalar]) -> Callable[[int, str], float]:
-    """Give what reads a setting at a layer and kind: `setting_at`, for many places at once."""
-    if not isinstance(setting, Mapping):
-        value = number(setting, 1)
-        return lambda layer, kind: value
-    places: dict[tuple[int | None, str | None], float] = {}
-    for key, said in setting.items():
+def _at_each(setting: Mapping[str, Scalar], linears: Iterable[Linear]) -> list[float]:
+    """Read a setting at each linear: `setting_at`, for many places at once."""
+    said: dict[tuple[int | None, str | None], float] = {}
+    for key, value in setting.items():
         for place in places_of(key):
-            places.setdefault(place, number(said, 1))
-
-    def read(layer: int, kind: str) -> float:
-        for place in ((layer, kind), (layer, None), (None, kind)):
-            if place in places:
-                return places[place]
-        return 0.0
-
-    return read
+            said.setdefault(place, number(value, 1))
+    read = said.get
+    return [read((x.layer, x.kind), read((x.layer, None), read((None, x.kind), 0.0))) for x in linears]

@@ -31,7 +31,7 @@ TURNS: tuple[Aim, ...] = ("by ratio", "by difference", "by ratio", "best quality
 FITTED = 192
 """Trials that hyperparameters are learned from at most."""
 
-CONDITIONED = 512
+CONDITIONED = 256
 """Trials that predictions are made from at most."""
 
 _WIDE = 100.0
@@ -148,8 +148,9 @@ class Belief:
     Attributes:
         models: By objective; None where it is known.
         quality: The index of the objective of quality.
+        rows: Which of what has results it was learned from: all while they are few.
         front: ``(n_points, n_objectives)``: scaled, what is there to improve on, as the models see it without noise: of
-            what has results, and what is under way.
+            these rows, and of what is under way.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class Belief:
         on = on_front(results.losses)
         self._scales = _scales(objectives, results.losses, on, by_ratio=aim != "by difference")
         scaled = np.stack([scale(column) for scale, column in zip(self._scales, results.losses.T, strict=True)], axis=1)
-        rows = chosen_rows(on, CONDITIONED)
+        self.rows = rows = chosen_rows(on, CONDITIONED)
         self.models: list[GaussianProcess | None] = []
         for j, target in enumerate(scaled.T):
             if results.known[j]:
@@ -195,15 +196,20 @@ class Belief:
                 model = condition(kernel, theta, x, y, noise=np.concatenate([noise, np.zeros(len(new))]))
             self.models.append(model)
         self._success = _success_model(kernel, results, rows)
-        means, _ = self.predict(
-            np.concatenate([results.x, results.unfinished[results.running]]),
-            np.concatenate([results.exact, results.unfinished_exact[results.running]]),
-        )
-        self.front = means
+        self.front = means = self._means(results)
         self._aimed = [quality] if aim == "best quality" else list(range(len(objectives)))
         reference = self._reference(np.where(results.known, most, np.inf))[self._aimed]
         self._boxes = Boxes(_thinned(means[:, self._aimed]), reference)
         self._volume = hypervolume(means[:, self._aimed], reference)
+
+    def _means(self, results: Results) -> Array:
+        """Give scaled means of the rows that were learned from, then of what is under way, without noise."""
+        fitted = [
+            scale(exact) if model is None else model.fitted[: len(self.rows)]
+            for model, scale, exact in zip(self.models, self._scales, results.exact[self.rows].T, strict=True)
+        ]
+        under_way, _ = self.predict(results.unfinished[results.running], results.unfinished_exact[results.running])
+        return np.concatenate([np.stack(fitted, axis=1), under_way])
 
     def _reference(self, most: Array) -> Array:
         """Say from where on an objective is worth nothing.
@@ -272,6 +278,6 @@ def chosen_rows(on_front: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
     """Choose rows to learn from: all while they are few, then the front's and others spread evenly over time."""
     if len(on_front) <= most:
         return np.arange(len(on_front))
-    front, others = np.flatnonzero(on_front)[:most], np.flatnonzero(~on_front)
+    front, others = np.flatnonzero(on_front)[-most:], np.flatnonzero(~on_front)
     spread = np.linspace(0, len(others) - 1, max(0, most - len(front))).round().astype(np.int64)
     return np.unique(np.concatenate([front, others[spread]]))

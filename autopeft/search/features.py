@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Domain, Ordinal, Real, Whole
@@ -81,6 +82,9 @@ def _stem(name: str) -> str:
 class Features:
     """Rows of numbers of a bound space's candidates, and the kernel that goes with them.
 
+    Every column is a mean of those of some atoms that are active, or a weighted sum of atoms; an atom is a parameter's
+    number, or whether a choice is this value. So the rows of many candidates are a few products of matrices.
+
     Attributes:
         kernel: Its groups are the columns' groups.
         names: What each column is.
@@ -92,34 +96,56 @@ class Features:
         Args:
             with_cost: Whether the exact number of trained parameters is a column too, as its logarithm.
         """
-        self._at = {parameter.name: i for i, parameter in enumerate(space)}
-        self._index: dict[str, Mapping[Scalar, int] | None] = {p.name: _positions(p.domain) for p in space}
         self._domains = [p.domain for p in space]
-        self._families = families(space)
+        self._at = {p.name: (i, _positions(p.domain)) for i, p in enumerate(space)}
+        self._scales = _Scales(self._domains)
+        hot = [(i, j) for i, d in enumerate(self._domains) if isinstance(d, Choices) for j in range(len(d.values))]
+        self._hot_at, self._hot_value = np.array(hot, dtype=np.int64).reshape(-1, 2).T
         self._with_cost = with_cost
-        grouped = self._layout()
+        grouped = self._layout(families(space))
         names = _merged([group for _, group in grouped])
         order = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.names = [name for name, _ in grouped]
         self.kernel = Kernel(np.array([order[name] for name in names], dtype=np.int64))
 
-    def _layout(self) -> list[tuple[str, str]]:
-        """Name each column and its group, in the order in which `of` makes them."""
-        columns = [("log cost", "cost")] if self._with_cost else []
-        self._shared = list(dict.fromkeys(f.role for f in self._families if _is_shared(f)))
-        columns += [(role, role) for role in self._shared]
-        for family in self._families:
+    def _layout(self, found: Sequence[Family]) -> list[tuple[str, str]]:
+        """Name each column and its group, and say what it is made of; atoms are the parameters, then the choices."""
+        of_choice = zip(self._hot_at.tolist(), self._hot_value.tolist(), strict=True)
+        hot = {of: len(self._domains) + i for i, of in enumerate(of_choice)}
+        means: list[tuple[list[int], float]] = []  # atoms, and the value where none is active
+        sums: list[dict[int, float]] = []  # atom -> weight
+        columns: list[tuple[str, str, int, int]] = []  # name, group, whether it is a sum, the how manieth of its sort
+
+        def add_mean(name: str, group: str, atoms: list[int], *, otherwise: float) -> None:
+            columns.append((name, group, 0, len(means)))
+            means.append((atoms, otherwise))
+
+        def add_sum(name: str, group: str, weights: dict[int, float]) -> None:
+            columns.append((name, group, 1, len(sums)))
+            sums.append(weights)
+
+        for role in dict.fromkeys(family.role for family in found if _is_shared(family)):
+            atoms = [self._at[m.name][0] for f in found if _is_shared(f) and f.role == role for m in f.members]
+            add_mean(role, role, atoms, otherwise=_NEUTRAL)
+        for family in found:
+            at = [self._at[member.name][0] for member in family.members]
             choices = family.domain.values if isinstance(family.domain, Choices) else ()
-            if choices:
-                columns += [(f"{family.name}={value}", family.role) for value in choices]
-            elif not _is_shared(family):
-                columns.append((family.name, family.role))
-            if len(family.members) > 1:
-                columns.append((f"{family.name} tilt", f"{family.role} tilt"))
-                width = len(choices) or 1
-                for member in family.members:
-                    columns += [(member.name, f"{family.role} members")] * width
-        return columns
+            for j, value in enumerate(choices):
+                add_mean(f"{family.name}={value}", family.role, [hot[i, j] for i in at], otherwise=0.0)
+            if not choices and not _is_shared(family):
+                add_mean(family.name, family.role, at, otherwise=_NEUTRAL)
+            if len(at) > 1:
+                tilt = np.linspace(-1, 1, len(at)) / len(at)
+                add_sum(f"{family.name} tilt", f"{family.role} tilt", dict(zip(at, tilt.tolist(), strict=True)))
+                for i, member in zip(at, family.members, strict=True):
+                    for atom in [hot[i, j] for j in range(len(choices))] or [i]:
+                        add_sum(member.name, f"{family.role} members", {atom: len(at) ** -0.5})
+        n_atoms = len(self._domains) + len(hot)
+        self._means = _map([dict.fromkeys(atoms, 1.0) for atoms, _ in means], n_atoms)
+        self._otherwise = np.array([otherwise for _, otherwise in means])
+        self._sums = _map(sums, n_atoms)
+        self._order = np.array([i + is_sum * len(means) for _, _, is_sum, i in columns], dtype=np.int64)
+        return [*([("log cost", "cost")] if self._with_cost else []), *((name, group) for name, group, _, _ in columns)]
 
     def of(self, candidates: Sequence[Candidate], costs: Array | None = None) -> Array:
         """Give the rows of candidates, ``(n_candidates, n_columns)``.
@@ -127,36 +153,18 @@ class Features:
         Args:
             costs: ``(n_candidates,)``: trained parameters, where the features were laid out with them.
         """
-        values, active = self._values(candidates)
-        columns: list[Array] = [np.log1p(costs) / 10] if self._with_cost and costs is not None else []
-        sums = {role: np.zeros(len(values)) for role in self._shared}
-        counts = {role: np.zeros(len(values)) for role in self._shared}
-        own: list[Array] = []
-        for family in self._families:
-            at = [self._at[member.name] for member in family.members]
-            value, on = values[:, at], active[:, at]
-            n = np.maximum(1, on.sum(axis=1))
-            if isinstance(family.domain, Choices):
-                # Halves of the squared distance: two different choices are 1 apart.
-                hot = [np.where(on, value == i, 0.0) / np.sqrt(2) for i in range(len(family.domain.values))]
-                own += [h.sum(axis=1) / n for h in hot]
-                members = np.stack(hot, axis=2).reshape(len(values), len(at) * len(hot)) if len(at) > 1 else value
-                filled = np.where(on, value, 0.0) / max(1, len(family.domain.values) - 1)
-            else:
-                filled = np.where(on, value, _NEUTRAL)
-                total = np.where(on, value, 0.0).sum(axis=1)
-                members = filled
-                if _is_shared(family):
-                    sums[family.role] += total
-                    counts[family.role] += on.sum(axis=1)
-                else:
-                    own.append(np.where(on.any(axis=1), total / n, _NEUTRAL))
-            if len(at) > 1:
-                own.append((filled * np.linspace(-1, 1, len(at))).mean(axis=1))
-                own += list(members.T / np.sqrt(len(at)))
-        for role in self._shared:
-            columns.append(np.where(counts[role] > 0, sums[role] / np.maximum(1, counts[role]), _NEUTRAL))
-        return np.stack([*columns, *own], axis=1) if columns or own else np.zeros((len(candidates), 0))
+        value, active = self._values(candidates)
+        # Halves of the squared distance: two different choices are 1 apart.
+        chosen = np.where(value[:, self._hot_at] == self._hot_value, 0.5**0.5, 0.0)
+        number = np.where(active, value, 0.0) / self._scales.last
+        said = np.concatenate([number, chosen], axis=1)
+        counts = np.concatenate([active, active[:, self._hot_at]], axis=1).astype(np.float64) @ self._means
+        means = np.where(counts > 0, (said @ self._means) / np.maximum(1, counts), self._otherwise)
+        filled = np.where(active | self._scales.is_choice, number, _NEUTRAL)
+        sums = np.concatenate([filled, chosen], axis=1) @ self._sums
+        rows = np.concatenate([means, sums], axis=1)[:, self._order]
+        cost = [np.log1p(costs)[:, None] / 10] if self._with_cost and costs is not None else []
+        return np.concatenate([*cost, rows], axis=1)
 
     def plain(self, candidates: Sequence[Candidate]) -> Array:
         """Give rows of the parameters alone, each for itself: a column a number, one for each value of a choice."""
@@ -173,19 +181,47 @@ class Features:
         """Read the values, numbers scaled to [0, 1] and choices by position, and which of them are active."""
         raw = np.full((len(candidates), len(self._domains)), np.nan)
         for row, candidate in zip(raw, candidates, strict=True):
-            for name, said in candidate.values.items():
-                index = self._index[name]
-                row[self._at[name]] = said if index is None else index.get(said, np.nan)
-        active = ~np.isnan(raw)
-        for column, domain in enumerate(self._domains):
+            read = [(self._at[name], said) for name, said in candidate.values.items()]
+            row[[i for (i, _), _ in read]] = [
+                said if index is None else index.get(said, np.nan) for (_, index), said in read
+            ]
+        return self._scales(raw), ~np.isnan(raw)
+
+
+class _Scales:
+    """Scales numbers to [0, 1], each on its own scale; of a choice there is the position alone.
+
+    Attributes:
+        is_choice: ``(n_parameters,)``.
+        last: ``(n_parameters,)``: of a choice its last position, or 1; else 1.
+    """
+
+    def __init__(self, domains: Sequence[Domain]) -> None:
+        self.is_choice = np.array([isinstance(d, Choices) for d in domains], dtype=np.bool_)
+        self.last = np.array([max(1, len(d.values) - 1) if isinstance(d, Choices) else 1 for d in domains])
+        self._low, self._width = np.zeros(len(domains)), np.ones(len(domains))
+        self._is_log = np.zeros(len(domains), dtype=np.bool_)
+        for i, domain in enumerate(domains):
             match domain:
                 case Ordinal(values):
-                    raw[:, column] /= max(1, len(values) - 1)
+                    self._width[i] = max(1, len(values) - 1)
                 case Real(low, high, log) | Whole(low, high, log):
-                    ends = np.log([low, high]) if log else np.array([low, high], dtype=np.float64)
-                    value = np.log(np.maximum(raw[:, column], low)) if log else raw[:, column]
-                    raw[:, column] = np.clip((value - ends[0]) / max(ends[1] - ends[0], 1e-300), 0, 1)
-        return raw, active
+                    ends = np.log([low, high]) if log else (low, high)
+                    self._low[i], self._width[i], self._is_log[i] = ends[0], max(ends[1] - ends[0], 1e-300), log
+
+    def __call__(self, raw: Array) -> Array:
+        """Scale rows of numbers, NaN where there is none."""
+        value = raw.copy()
+        with np.errstate(divide="ignore"):
+            value[:, self._is_log] = np.log(np.maximum(raw[:, self._is_log], 0))
+        return np.where(self.is_choice, raw, np.clip((value - self._low) / self._width, 0, 1))
+
+
+def _map(columns: Sequence[Mapping[int, float]], n_atoms: int) -> csc_array:
+    """Make the linear map, ``(n_atoms, n_columns)``, of the atoms' weights in each column."""
+    weights = [(atom, column, weight) for column, of in enumerate(columns) for atom, weight in of.items()]
+    atoms, at, values = zip(*weights, strict=True) if weights else ((), (), ())
+    return csc_array((np.array(values, dtype=np.float64), (atoms, at)), shape=(n_atoms, len(columns)))
 
 
 def _is_shared(family: Family) -> bool:

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from autopeft.candidates import Candidate, Scalar
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
-from autopeft.search.belief import TURNS, Aim, Belief, Hyperparameters, Results
+from autopeft.search.belief import CONDITIONED, TURNS, Aim, Belief, Hyperparameters, Results, chosen_rows
 from autopeft.search.engine import STARTUP, Observed
 from autopeft.search.features import Features
 from autopeft.search.pool import Pool
@@ -52,6 +52,21 @@ class Options:
 
 ALL_PARTS = Options()
 
+
+@dataclass(frozen=True, slots=True)
+class InRows:
+    """Candidates, and what is computed of each once.
+
+    Attributes:
+        x: ``(n_candidates, n_columns)``: features.
+        exact: ``(n_candidates, n_objectives)``: see `KnownCost.exact`.
+    """
+
+    candidates: Sequence[Candidate]
+    x: Array
+    exact: Array
+
+
 _on_one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 """The matrices are small, and the workers train on the cores meanwhile: more threads only wait for each other."""
 
@@ -65,7 +80,7 @@ class KnownCost:
         self._features = Features(problem.space, with_cost=problem.is_counted)
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
         self._told: dict[int, tuple[Candidate, Array, Array]] = {}
-        self._lot: tuple[int, list[Candidate]] = (-1, [])
+        self._lot: tuple[int, InRows] | None = None
         kernel = self._features.kernel
         self._earlier = EarlierRuns(problem, kernel, rows=self.rows, costs=self.costs)
         self._hyperparameters = Hyperparameters(problem.objectives, kernel)
@@ -85,12 +100,14 @@ class KnownCost:
             return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
         drawn = self._drawn(number)
         belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
-        candidates = drawn + self._pool.fresh(self._options.fresh // 8, random) + self._earlier.elite
-        scores = self._score(belief, candidates)
-        parents = [done[i] for i in np.flatnonzero(on_front(belief.front[: len(done)]))]
+        others = self._pool.fresh(self._options.fresh // 16, random) + self._earlier.elite
+        candidates = [*drawn.candidates, *others]
+        scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.in_rows(others))])
+        parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
+        each = self._options.mutants // self._options.rounds
         for _ in range(self._options.rounds if self._options.mutations else 0):
-            new = self._pool.mutants(parents, self._options.mutants // self._options.rounds, random)
-            candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, new)])
+            new = self._pool.mutants(parents, each, seed=self._lot_seed(number))
+            candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.in_rows(new))])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
         self.expected_gain = None if best is None else belief.share(scores[best])
@@ -103,7 +120,7 @@ class KnownCost:
         far = np.abs(costs[:, None] - met).min(axis=1)
         return [drawn[i] for i in np.argsort(-far, kind="stable")]
 
-    def _believe(self, results: Results, *, aim: Aim, drawn: Sequence[Candidate] = ()) -> Belief:
+    def _believe(self, results: Results, *, aim: Aim, drawn: InRows | None = None) -> Belief:
         problem = self._problem
         return Belief(
             problem.objectives,
@@ -114,24 +131,26 @@ class KnownCost:
             most=self._most(drawn),
         )
 
-    def _most(self, drawn: Sequence[Candidate]) -> Array:
+    def _most(self, drawn: InRows | None) -> Array:
         """Give the most that losses may be, where that is known: the budget, or what is met among fresh candidates."""
         limit = self._problem.parameter_limit
-        met = self.exact(drawn).max(axis=0) if drawn else np.full(len(self._problem.objectives), np.inf)
+        met = drawn.exact.max(axis=0) if drawn else np.full(len(self._problem.objectives), np.inf)
         counted = np.inf if limit is None else float(limit)
         return np.where([o.known is None for o in self._problem.objectives], counted, met)
 
-    def _score(self, belief: Belief, candidates: Sequence[Candidate]) -> Array:
-        return belief.score(self.rows(candidates), self.exact(candidates)) if candidates else np.zeros(0)
+    def _score(self, belief: Belief, of: InRows) -> Array:
+        return belief.score(of.x, of.exact) if of.candidates else np.zeros(0)
 
-    def _drawn(self, number: int) -> list[Candidate]:
+    def _drawn(self, number: int) -> InRows:
         """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
         lot = number // _LOT
-        if self._lot[0] != lot:
+        if self._lot is None or self._lot[0] != lot:
             self._counted.clear()  # or a long search would keep every candidate that it ever looked at
-            random = Random(f"{self._seed} lot {lot}")
-            self._lot = lot, self._pool.fresh(self._options.fresh, random)
-        return list(self._lot[1])
+            self._lot = lot, self.in_rows(self._pool.fresh(self._options.fresh, Random(self._lot_seed(number))))
+        return self._lot[1]
+
+    def _lot_seed(self, number: int) -> str:
+        return f"{self._seed} lot {number // _LOT}"
 
     def _results(self, trials: Sequence[Observed]) -> tuple[list[Candidate], Results]:
         """Read the trials: the candidates that have results, and all as rows of numbers."""
@@ -140,6 +159,7 @@ class KnownCost:
         unfinished = [
             trial for trial in trials if trial.state == "running" or (trial.state == "paused" and trial.partial)
         ]
+        unfinished = _kept(unfinished, CONDITIONED // 2)
         objectives = self._problem.objectives
         losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
         losses = losses.reshape(len(complete), len(objectives))
@@ -165,14 +185,18 @@ class KnownCost:
     def _read(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
         """Give features and exact losses of trials, each computed once: a long search has many."""
         # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
-        new = [t for t in trials if t.number not in self._told or self._told[t.number][0] != t.candidate]
-        candidates = [trial.candidate for trial in new]
-        for trial, row, exact in zip(new, self.rows(candidates), self.exact(candidates), strict=True):
+        new = [t for t in trials if t.number not in self._told or not _is_same(self._told[t.number][0], t.candidate)]
+        read = self.in_rows([trial.candidate for trial in new])
+        for trial, row, exact in zip(new, read.x, read.exact, strict=True):
             self._told[trial.number] = trial.candidate, row, exact
         if not trials:
-            return self.rows([]), self.exact([])
+            return read.x, read.exact
         _, rows, exacts = zip(*(self._told[trial.number] for trial in trials), strict=True)
         return np.stack(rows), np.stack(exacts)
+
+    def in_rows(self, candidates: Sequence[Candidate]) -> InRows:
+        """Compute what is told of candidates."""
+        return InRows(candidates, self.rows(candidates), self.exact(candidates))
 
     def exact(self, candidates: Sequence[Candidate]) -> Array:
         """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.
@@ -203,3 +227,14 @@ class KnownCost:
     def rows(self, candidates: Sequence[Candidate]) -> Array:
         """Give the features of candidates, ``(n_candidates, n_columns)``."""
         return self._features.of(candidates, self.costs(candidates))
+
+
+def _kept(unfinished: list[Observed], most: int) -> list[Observed]:
+    """Keep not too many: what is under way or has passed a rung, and of what waits at the first one an even choice."""
+    first = min((max(trial.partial) for trial in unfinished if trial.partial), default=0)
+    has_passed = [not trial.partial or max(trial.partial) > first for trial in unfinished]
+    return [unfinished[i] for i in chosen_rows(np.array(has_passed, dtype=np.bool_), most)]
+
+
+def _is_same(one: Candidate, other: Candidate) -> bool:
+    return one is other or one == other

@@ -50,7 +50,7 @@ class Nehvi:
         objectives = self._problem.objectives
         losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
         parents = [done[i] for i in np.flatnonzero(on_front(losses))]
-        pool = self._pool.fresh(_FRESH, random) + self._pool.mutants(parents, _MUTANTS, random)
+        pool = self._pool.fresh(_FRESH, random) + self._pool.mutants(parents, _MUTANTS, seed=f"{self._seed} {number}")
         running = [trial.candidate for trial in trials if trial.state == "running"]
         rows = self._features.plain
         with _alone(self._seed * 100_003 + number):

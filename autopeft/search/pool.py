@@ -23,6 +23,30 @@ _STEP = 0.15
 """Deviation of a mutated number, of its range."""
 
 
+_Key = tuple[tuple[str, Scalar], ...]
+
+
+def _key(candidate: Candidate) -> _Key:
+    return tuple(candidate.values.items())
+
+
+class _Different:
+    """The different ones of a sequence, None left out: the first so many are the same whatever was asked for before."""
+
+    def __init__(self, sequence: Iterator[Candidate | None]) -> None:
+        self._sequence, self._tries = sequence, 0
+        self._found: dict[_Key, tuple[int, Candidate]] = {}
+
+    def first(self, count: int) -> list[Candidate]:
+        """Give so many; fewer if there are hardly more."""
+        tries = count * _TRIES
+        while len(self._found) < count and self._tries < tries:
+            if (candidate := next(self._sequence)) is not None:
+                self._found.setdefault(_key(candidate), (self._tries, candidate))
+            self._tries += 1
+        return [candidate for at, candidate in islice(self._found.values(), count) if at < tries]
+
+
 class Pool:
     """Draws candidates of a problem."""
 
@@ -41,28 +65,40 @@ class Pool:
                     self._children.setdefault((name, value), []).append(parameter)
         self._family = {member.name: family for family in families(problem.space) for member in family.members}
         self._below: dict[tuple[str, Scalar], list[str]] = {}
+        self._seed = ""
+        self._offspring: dict[_Key, _Different] = {}
 
     def fresh(self, count: int, random: Random) -> list[Candidate]:
         """Draw different candidates anew; fewer than asked for where there are hardly more."""
-        return self._distinct((self._drawn(random) for _ in range(count * _TRIES)), count)
+        return _Different(self._fitted(lambda: self._drawn(random))).first(count)
 
-    def mutants(self, parents: Sequence[Candidate], count: int, random: Random) -> list[Candidate]:
-        """Draw different candidates that differ from one of the parents in a parameter or a few."""
+    def mutants(self, parents: Sequence[Candidate], count: int, *, seed: str) -> list[Candidate]:
+        """Draw different candidates, about so many, that differ from one of the parents in a parameter or a few.
+
+        There are as many of each parent, and of one parent and one seed they are always the same: they are drawn once,
+        and proposals with one seed and much the same parents share them.
+        """
+        if seed != self._seed:
+            self._seed, self._offspring = seed, {}
         if not parents:
             return []
-        drawn = (self._mutated(random.choice(parents), random) for _ in range(count * _TRIES))
-        return self._distinct(drawn, count, but=parents)
-
-    def _distinct(self, drawn: Iterator[Candidate], count: int, but: Sequence[Candidate] = ()) -> list[Candidate]:
-        found: dict[tuple[tuple[str, Scalar], ...], Candidate] = {}
-        known = {tuple(candidate.values.items()) for candidate in but}
-        for candidate in islice(drawn, count * _TRIES):
-            fitted = self._problem.fit(candidate, count=self._count)
-            if fitted is not None and (key := tuple(fitted.values.items())) not in known:
-                found[key] = fitted
-                if len(found) == count:
-                    break
+        if len(parents) > count:
+            parents = Random(seed).sample(parents, count)
+        each = -(-count // len(parents))
+        found = {_key(mutant): mutant for parent in parents for mutant in self._mutants_of(parent, each)}
+        for parent in parents:
+            found.pop(_key(parent), None)
         return list(found.values())
+
+    def _mutants_of(self, parent: Candidate, count: int) -> list[Candidate]:
+        if _key(parent) not in self._offspring:
+            random = Random(f"{self._seed} {parent.key}")
+            self._offspring[_key(parent)] = _Different(self._fitted(lambda: self._mutated(parent, random)))
+        return self._offspring[_key(parent)].first(count)
+
+    def _fitted(self, draw: Callable[[], Candidate]) -> Iterator[Candidate | None]:
+        while True:
+            yield self._problem.fit(draw(), count=self._count)
 
     def _drawn(self, random: Random) -> Candidate:
         return self._complete({}, random)

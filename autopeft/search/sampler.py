@@ -79,6 +79,7 @@ class FeasibleSampler(BaseSampler):
         self._parameters = {p.name: p for p in problem.space}
         made = engine(seed)
         self._whole = made.on(problem) if isinstance(made, EngineSampler) else None
+        self._candidates: dict[int, Candidate] = {}
         self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -124,7 +125,7 @@ class FeasibleSampler(BaseSampler):
             Observed(
                 trial.number,
                 _STATES[trial.state],
-                Candidate({name: decoded(self._parameters[name], value) for name, value in trial.params.items()}),
+                self._candidate(trial),
                 tuple(trial.values or ()),
                 trial.intermediate_values,
             )
@@ -132,6 +133,13 @@ class FeasibleSampler(BaseSampler):
             if trial.params and trial.state in _STATES
             if trial.state is not TrialState.PRUNED or trial.intermediate_values
         ]
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        """Read what a trial tries; once, for each proposal looks at every trial."""
+        if trial.number not in self._candidates:
+            values = {name: decoded(self._parameters[name], value) for name, value in trial.params.items()}
+            self._candidates[trial.number] = Candidate(values)
+        return self._candidates[trial.number]
 
     @property
     def expected_gain(self) -> float | None:

@@ -72,6 +72,7 @@ class GaussianProcess:
         x: ``(n_rows, n_columns)``.
         offset, scale: The targets' mean and deviation before they were standardised.
         level: The constant to which predictions return far from data, standardised.
+        fitted: ``(n_rows,)``: the mean of the noiseless values at `x`, in the targets' unit.
     """
 
     kernel: Kernel
@@ -82,6 +83,7 @@ class GaussianProcess:
     level: float
     factor: Array
     weights: Array
+    fitted: Array
 
     @property
     def noise(self) -> float:
@@ -129,13 +131,13 @@ def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array 
     """Make the model that has these hyperparameters and has seen these rows; see `fit_hyperparameters`."""
     target, offset, scale = _standardised(y)
     extra = np.zeros(len(y)) if noise is None else (noise / scale) ** 2
-    covariance = kernel.between(theta, x, x)
-    covariance[np.diag_indices(len(x))] += np.exp(theta[-1]) + extra
-    factor = _cholesky(covariance)
+    noiseless = kernel.between(theta, x, x)
+    factor = _cholesky(noiseless + np.diag(np.exp(theta[-1]) + extra))
     ones = cho_solve((factor, True), np.ones(len(x)), check_finite=False)
     level = float(ones @ target) / float(ones.sum())
     weights = cho_solve((factor, True), target - level, check_finite=False)
-    return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights)
+    fitted = offset + scale * (level + noiseless @ weights)
+    return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights, fitted)
 
 
 def compressed(losses: Array, *, best: float, worth: float) -> Array:

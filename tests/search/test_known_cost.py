@@ -14,8 +14,10 @@ import synthetic
 from autopeft.candidates import Candidate
 from autopeft.errors import RequestError
 from autopeft.objectives import OBJECTIVES, Objective
+from autopeft.pareto import on_front
 from autopeft.problem import Problem
 from autopeft.records import TrialRecord
+from autopeft.search.belief import CONDITIONED
 from autopeft.search.engine import Observed
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.expectation import expected_from_partial
@@ -49,7 +51,7 @@ def observed(n, *, seed=0, state="complete", values=lambda c: (quality_of(c), fl
 
 def worth(engine, trials, *candidates):
     """Give what an engine expects of candidates: the logarithm of the volume that they would add."""
-    return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), candidates)
+    return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), engine.in_rows(candidates))
 
 
 def proposals(problem, n, measure, *, seed=0, sampler="known-cost"):
@@ -328,6 +330,26 @@ def test_a_partial_result_counts_once():
 
     assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))
     assert deviation("running", {}) < 0.8 * deviation("running", {10: 2.0})  # nothing shown: taken to end as expected
+
+
+def test_a_long_search_is_learned_from_a_part_of_its_trials():
+    """The whole front, and of what waits at a rung what has come furthest; the rest is an even choice."""
+    engine = KnownCost(problem_of(), seed=0)
+    done = observed(2 * CONDITIONED)
+    waiting = [
+        Observed(1000 + i, "running", t.candidate, (), {30: 1.0} if i % 10 == 0 else {10: 1.0})
+        for i, t in enumerate(observed(CONDITIONED, seed=1))
+    ]
+    under_way = Observed(5000, "running", Candidate({"x": 0.123, "size": 77}))
+    _, results = engine._results([*done, *waiting, under_way])
+    assert len(results.unfinished) == CONDITIONED // 2
+    assert sum(30 in partial for partial in results.unfinished_partial) == -(-CONDITIONED // 10)
+    assert {} in results.unfinished_partial
+    belief = engine._believe(results, aim="by ratio")
+    assert len(belief.rows) == CONDITIONED
+    assert set(np.flatnonzero(on_front(results.losses))) <= set(belief.rows.tolist())
+    assert len(belief.front) == CONDITIONED + CONDITIONED // 2
+    assert engine.propose([*done, *waiting, under_way], number=6000, accepts=lambda c: True) is not None
 
 
 def test_partial_results_are_read_by_those_that_went_on():

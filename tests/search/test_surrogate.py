@@ -57,6 +57,13 @@ def test_likelihood_and_predictions_are_gpytorchs(data):
     np.testing.assert_allclose(deviation / model.scale, posterior.stddev.numpy(), rtol=1e-5)
 
 
+def test_what_is_fitted_is_what_is_predicted_there(data):
+    x, y = data
+    model = condition(KERNEL, fit_hyperparameters(KERNEL, x, y), x, y, noise=np.linspace(0, 1, len(y)))
+    np.testing.assert_allclose(model.fitted, model.predict(x)[0], rtol=1e-9)
+    assert not np.allclose(model.fitted, y, atol=1e-3)  # the noise is taken off
+
+
 def test_the_gradient_is_that_of_the_likelihood(data):
     x, y = data
     target, distances, extra = (y - y.mean()) / y.std(), KERNEL.distances(x), np.linspace(0, 0.3, len(y))
