@@ -117,4 +117,8 @@ def _at_each(setting: Mapping[str, Scalar], linears: Iterable[Linear]) -> list[f
         for place in places_of(key):
             said.setdefault(place, number(value, 1))
     read = said.get
+    if all(kind is None for _, kind in said):  # of most settings, and hundreds of candidates a proposal are counted
+        return [read((x.layer, None), 0.0) for x in linears]
+    if all(layer is None for layer, _ in said):
+        return [read((None, x.kind), 0.0) for x in linears]
     return [read((x.layer, x.kind), read((x.layer, None), read((None, x.kind), 0.0))) for x in linears]

@@ -62,7 +62,7 @@ class InRows:
         exact: ``(n_candidates, n_objectives)``: see `KnownCost.exact`.
     """
 
-    candidates: Sequence[Candidate]
+    candidates: list[Candidate]
     x: Array
     exact: Array
 
@@ -100,8 +100,8 @@ class KnownCost:
             return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
         drawn = self._drawn(number)
         belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
-        others = self._pool.fresh(self._options.fresh // 16, random) + self._earlier.elite
-        candidates = [*drawn.candidates, *others]
+        others = self._pool.fresh(self._options.fresh // 16, random)
+        candidates = drawn.candidates + others
         scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.in_rows(others))])
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
         each = self._options.mutants // self._options.rounds
@@ -146,7 +146,8 @@ class KnownCost:
         lot = number // _LOT
         if self._lot is None or self._lot[0] != lot:
             self._counted.clear()  # or a long search would keep every candidate that it ever looked at
-            self._lot = lot, self.in_rows(self._pool.fresh(self._options.fresh, Random(self._lot_seed(number))))
+            fresh = self._pool.fresh(self._options.fresh, Random(self._lot_seed(number)))
+            self._lot = lot, self.in_rows(fresh + self._earlier.elite)
         return self._lot[1]
 
     def _lot_seed(self, number: int) -> str:
@@ -194,7 +195,7 @@ class KnownCost:
         _, rows, exacts = zip(*(self._told[trial.number] for trial in trials), strict=True)
         return np.stack(rows), np.stack(exacts)
 
-    def in_rows(self, candidates: Sequence[Candidate]) -> InRows:
+    def in_rows(self, candidates: list[Candidate]) -> InRows:
         """Compute what is told of candidates."""
         return InRows(candidates, self.rows(candidates), self.exact(candidates))
 
