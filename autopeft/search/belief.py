@@ -109,7 +109,7 @@ class Hyperparameters:
     def of(self, j: int, results: Results) -> Array:
         """Give the hyperparameters of an objective's model."""
         n = len(results.losses)
-        n -= n % max(1, n // 16)
+        n -= n % max(1, 2 ** (n.bit_length() - 1) // 16)
         key = (j, results.losses[:n].tobytes())
         if key not in self._known:
             losses = results.losses[:n]

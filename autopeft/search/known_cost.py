@@ -17,14 +17,14 @@ from random import Random
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from autopeft.candidates import Candidate, Scalar
+from autopeft.candidates import Candidate
 from autopeft.pareto import on_front
 from autopeft.problem import Problem
 from autopeft.search.belief import CONDITIONED, TURNS, Aim, Belief, Hyperparameters, Results, chosen_rows
 from autopeft.search.engine import STARTUP, Observed
-from autopeft.search.features import Features
 from autopeft.search.pool import Pool
 from autopeft.search.prior import EarlierRuns
+from autopeft.search.rows import CandidateRows, InRows
 from autopeft.search.surrogate import Array
 
 _PARENTS = 24
@@ -53,20 +53,6 @@ class Options:
 ALL_PARTS = Options()
 
 
-@dataclass(frozen=True, slots=True)
-class InRows:
-    """Candidates, and what is computed of each once.
-
-    Attributes:
-        x: ``(n_candidates, n_columns)``: features.
-        exact: ``(n_candidates, n_objectives)``: see `KnownCost.exact`.
-    """
-
-    candidates: list[Candidate]
-    x: Array
-    exact: Array
-
-
 _on_one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 """The matrices are small, and the workers train on the cores meanwhile: more threads only wait for each other."""
 
@@ -76,14 +62,11 @@ class KnownCost:
 
     def __init__(self, problem: Problem, *, seed: int, options: Options = ALL_PARTS) -> None:
         self._problem, self._seed, self._options = problem, seed, options
-        self._pool = Pool(problem, count=self._adapter_params)
-        self._features = Features(problem.space, with_cost=problem.is_counted)
-        self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
-        self._told: dict[int, tuple[Candidate, Array, Array]] = {}
+        self.rows = rows = CandidateRows(problem)
+        self._pool = Pool(problem, count=rows.adapter_params)
         self._lot: tuple[int, InRows] | None = None
-        kernel = self._features.kernel
-        self._earlier = EarlierRuns(problem, kernel, rows=self.rows, costs=self.costs)
-        self._hyperparameters = Hyperparameters(problem.objectives, kernel)
+        self._earlier = EarlierRuns(problem, rows.kernel, rows=rows.features, costs=rows.costs)
+        self._hyperparameters = Hyperparameters(problem.objectives, rows.kernel)
         self.expected_gain: float | None = None
         """What the last proposal was expected to gain, as a share of what its aim has by now: the front's volume by
         ratio or by difference, or the best quality above what is worth nothing; None without a model."""
@@ -102,12 +85,12 @@ class KnownCost:
         belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
         others = self._pool.fresh(self._options.fresh // 16, random)
         candidates = drawn.candidates + others
-        scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.in_rows(others))])
+        scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.rows.of(others))])
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
         each = self._options.mutants // self._options.rounds
         for _ in range(self._options.rounds if self._options.mutations else 0):
             new = self._pool.mutants(parents, each, seed=self._lot_seed(number))
-            candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.in_rows(new))])
+            candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.rows.of(new))])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
         self.expected_gain = None if best is None else belief.share(scores[best])
@@ -115,8 +98,8 @@ class KnownCost:
 
     def _spread(self, drawn: list[Candidate], begun: Sequence[Candidate]) -> list[Candidate]:
         """Order first candidates so that their costs differ most, by ratio: chance may leave out a whole end."""
-        costs = np.log1p(self.costs(drawn))
-        met = np.log1p(self.costs(begun)) if begun else np.array([0.0])  # the first is the dearest
+        costs = np.log1p(self.rows.costs(drawn))
+        met = np.log1p(self.rows.costs(begun)) if begun else np.array([0.0])  # the first is the dearest
         far = np.abs(costs[:, None] - met).min(axis=1)
         return [drawn[i] for i in np.argsort(-far, kind="stable")]
 
@@ -124,7 +107,7 @@ class KnownCost:
         problem = self._problem
         return Belief(
             problem.objectives,
-            self._features.kernel,
+            self.rows.kernel,
             results,
             self._hyperparameters,
             aim=aim,
@@ -145,9 +128,9 @@ class KnownCost:
         """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
         lot = number // _LOT
         if self._lot is None or self._lot[0] != lot:
-            self._counted.clear()  # or a long search would keep every candidate that it ever looked at
+            self.rows.forget_counts()
             fresh = self._pool.fresh(self._options.fresh, Random(self._lot_seed(number)))
-            self._lot = lot, self.in_rows(fresh + self._earlier.elite)
+            self._lot = lot, self.rows.of(fresh + self._earlier.elite)
         return self._lot[1]
 
     def _lot_seed(self, number: int) -> str:
@@ -162,17 +145,17 @@ class KnownCost:
         ]
         unfinished = _kept(unfinished, CONDITIONED // 2)
         objectives = self._problem.objectives
-        losses = np.array([[o.loss(v) for o, v in zip(objectives, t.values, strict=True)] for t in complete])
-        losses = losses.reshape(len(complete), len(objectives))
-        x, exact = self._read(complete)
-        begun, begun_exact = self._read(unfinished)
+        values = np.array([trial.values for trial in complete], dtype=np.float64)
+        losses = values.reshape(len(complete), len(objectives)) * [o.loss(1.0) for o in objectives]
+        x, exact = self.rows.of_trials(complete)
+        begun, begun_exact = self.rows.of_trials(unfinished)
         is_known = [bool(np.allclose(*pair, rtol=1e-9, atol=0)) for pair in zip(losses.T, exact.T, strict=True)]
         return [trial.candidate for trial in complete], Results(
             known=np.array(is_known) & self._options.known_costs,
             x=x,
             losses=losses,
             exact=exact,
-            failed=self._read(failed)[0],
+            failed=self.rows.of_trials(failed)[0],
             partial=[trial.partial for trial in complete],
             unfinished=begun,
             unfinished_exact=begun_exact,
@@ -183,59 +166,9 @@ class KnownCost:
             earlier_guess=self._earlier.own_guess,
         )
 
-    def _read(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
-        """Give features and exact losses of trials, each computed once: a long search has many."""
-        # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
-        new = [t for t in trials if t.number not in self._told or not _is_same(self._told[t.number][0], t.candidate)]
-        read = self.in_rows([trial.candidate for trial in new])
-        for trial, row, exact in zip(new, read.x, read.exact, strict=True):
-            self._told[trial.number] = trial.candidate, row, exact
-        if not trials:
-            return read.x, read.exact
-        _, rows, exacts = zip(*(self._told[trial.number] for trial in trials), strict=True)
-        return np.stack(rows), np.stack(exacts)
-
-    def in_rows(self, candidates: list[Candidate]) -> InRows:
-        """Compute what is told of candidates."""
-        return InRows(candidates, self.rows(candidates), self.exact(candidates))
-
-    def exact(self, candidates: Sequence[Candidate]) -> Array:
-        """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.
-
-        An objective that says nothing is the trained parameters, or none at all: the trials tell, see `_results`.
-        """
-        counted = self.costs(candidates) if self._problem.is_counted else np.full(len(candidates), np.nan)
-        columns = [
-            counted if o.known is None else np.array([o.known_loss(c) for c in candidates])
-            for o in self._problem.objectives
-        ]
-        return np.stack(columns, axis=1)
-
-    def costs(self, candidates: Sequence[Candidate]) -> Array:
-        """Give the trained parameters of candidates, ``(n_candidates,)``; zeros where nobody can tell."""
-        if not self._problem.is_counted:
-            return np.zeros(len(candidates))
-        head = self._problem.head_params
-        return np.array([self._adapter_params(c) + head for c in candidates], dtype=np.float64)
-
-    def _adapter_params(self, candidate: Candidate) -> int:
-        """Count once what is asked for several times: to lower into the budget, as a feature, as an objective."""
-        key = tuple(candidate.values.items())
-        if key not in self._counted:
-            self._counted[key] = self._problem.adapter_params(candidate)
-        return self._counted[key]
-
-    def rows(self, candidates: Sequence[Candidate]) -> Array:
-        """Give the features of candidates, ``(n_candidates, n_columns)``."""
-        return self._features.of(candidates, self.costs(candidates))
-
 
 def _kept(unfinished: list[Observed], most: int) -> list[Observed]:
     """Keep not too many: what is under way or has passed a rung, and of what waits at the first one an even choice."""
     first = min((max(trial.partial) for trial in unfinished if trial.partial), default=0)
     has_passed = [not trial.partial or max(trial.partial) > first for trial in unfinished]
     return [unfinished[i] for i in chosen_rows(np.array(has_passed, dtype=np.bool_), most)]
-
-
-def _is_same(one: Candidate, other: Candidate) -> bool:
-    return one is other or one == other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -79,7 +79,7 @@ class FeasibleSampler(BaseSampler):
         self._parameters = {p.name: p for p in problem.space}
         made = engine(seed)
         self._whole = made.on(problem) if isinstance(made, EngineSampler) else None
-        self._candidates: dict[int, Candidate] = {}
+        self._seen: dict[int, Observed] = {}
         self.margin = 1.0
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -94,7 +94,7 @@ class FeasibleSampler(BaseSampler):
         Raises:
             SpaceExhausted: If none was found that is new and feasible.
         """
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        trials = study.get_trials(deepcopy=False)
         known = {t.user_attrs.get(IDENTITY) for t in trials}
 
         def accepts(candidate: Candidate) -> bool:
@@ -103,7 +103,8 @@ class FeasibleSampler(BaseSampler):
             return is_new and not self._problem.refusal(candidate, margin=self.margin)
 
         if self._whole is not None:
-            found = self._whole.propose(self._observed(trials), number=trial.number, accepts=accepts)
+            others = [seen for t in trials if t.number != trial.number and (seen := self._observed(t)) is not None]
+            found = self._whole.propose(others, number=trial.number, accepts=accepts)
             if found is not None:
                 return encode(self._problem.space, found)
         state = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
@@ -119,27 +120,27 @@ class FeasibleSampler(BaseSampler):
                     return encode(self._problem.space, candidate)
         return encode(self._problem.space, self._left_over(accepts, state))
 
-    def _observed(self, trials: Iterable[FrozenTrial]) -> list[Observed]:
-        """Read the trials of a study for an engine that proposes whole configurations."""
-        return [
-            Observed(
-                trial.number,
-                _STATES[trial.state],
-                self._candidate(trial),
-                tuple(trial.values or ()),
-                trial.intermediate_values,
-            )
-            for trial in trials
-            if trial.params and trial.state in _STATES
-            if trial.state is not TrialState.PRUNED or trial.intermediate_values
-        ]
+    def _observed(self, trial: FrozenTrial) -> Observed | None:
+        """Read a trial for an engine that proposes whole configurations; None if it tells nothing.
 
-    def _candidate(self, trial: FrozenTrial) -> Candidate:
-        """Read what a trial tries; once, for each proposal looks at every trial."""
-        if trial.number not in self._candidates:
-            values = {name: decoded(self._parameters[name], value) for name, value in trial.params.items()}
-            self._candidates[trial.number] = Candidate(values)
-        return self._candidates[trial.number]
+        What has ended is read once: each proposal looks at every trial.
+        """
+        seen = self._seen.get(trial.number)
+        if seen is not None and seen.state != "running":
+            return seen
+        if not trial.params or trial.state not in _STATES:
+            return None
+        if trial.state is TrialState.PRUNED and not trial.intermediate_values:
+            return None
+        candidate = (
+            seen.candidate
+            if seen
+            else Candidate({name: decoded(self._parameters[name], value) for name, value in trial.params.items()})
+        )
+        results = tuple(trial.values or ())
+        seen = Observed(trial.number, _STATES[trial.state], candidate, results, trial.intermediate_values)
+        self._seen[trial.number] = seen
+        return seen
 
     @property
     def expected_gain(self) -> float | None:

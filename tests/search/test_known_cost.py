@@ -24,6 +24,7 @@ from autopeft.search.expectation import expected_from_partial
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.nehvi import Nehvi
 from autopeft.search.pool import Pool
+from autopeft.search.rows import CandidateRows
 from autopeft.search.study import Study
 from autopeft.space_file import parse_space
 
@@ -51,7 +52,7 @@ def observed(n, *, seed=0, state="complete", values=lambda c: (quality_of(c), fl
 
 def worth(engine, trials, *candidates):
     """Give what an engine expects of candidates: the logarithm of the volume that they would add."""
-    return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), engine.in_rows(candidates))
+    return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), engine.rows.of(candidates))
 
 
 def proposals(problem, n, measure, *, seed=0, sampler="known-cost"):
@@ -73,7 +74,7 @@ def test_the_parameters_are_known_and_quality_is_learned():
     assert results.known.tolist() == [False, True]
     belief = engine._believe(results, aim="by ratio")
     new = [c.candidate for c in observed(5, seed=1)]
-    means, deviations = belief.predict(engine.rows(new), engine.exact(new))
+    means, deviations = belief.predict(engine.rows.features(new), engine.rows.exact(new))
     assert (deviations[:, 0] > 0).all()
     assert (deviations[:, 1] == 0).all()
     assert means[:, 1] == pytest.approx(np.log([c["size"] for c in new]))  # parameters are compared by ratio
@@ -177,7 +178,9 @@ def test_an_objective_that_is_known_beforehand_is_not_learned_unless_it_was_wron
     _, results = engine._results(trials)
     assert results.known.tolist() == [False, True, is_known]
     new = [c.candidate for c in observed(30, seed=1)]
-    means, deviations = engine._believe(results, aim="by difference").predict(engine.rows(new), engine.exact(new))
+    means, deviations = engine._believe(results, aim="by difference").predict(
+        engine.rows.features(new), engine.rows.exact(new)
+    )
     assert bool((deviations[:, 2] == 0).all()) == is_known
     off = np.abs(means[:, 2] - [latency_of(c) for c in new])
     assert bool((off < 1e-9).all()) == is_known
@@ -197,7 +200,7 @@ def test_a_known_value_to_be_maximised_is_turned_like_its_measurements():
 )
 def test_a_fault_in_what_is_known_is_told(known, why):
     with pytest.raises(RequestError, match=f"`known` of latency.*{why}.*x=0"):
-        KnownCost(three(known), seed=0).exact([Candidate({"x": 0.5, "size": 3})])
+        CandidateRows(three(known)).exact([Candidate({"x": 0.5, "size": 3})])
 
 
 @pytest.mark.parametrize(("limit", "hopeless"), [(2000, False), (60, True)])
@@ -293,7 +296,7 @@ def test_a_paused_candidate_is_judged_by_what_it_has_shown():
     def ahead(*shown):
         waiting = [Observed(20 + i, "running", pair[i], (), {10: loss}) for i, loss in enumerate(shown)]
         belief = engine._believe(engine._results([*done, *waiting])[1], aim="by ratio")
-        means, _ = belief.predict(engine.rows(pair), engine.exact(pair))
+        means, _ = belief.predict(engine.rows.features(pair), engine.rows.exact(pair))
         return means[1, 0] - means[0, 0]
 
     assert ahead(0.0, 2.5) > ahead() > ahead(2.5, 0.0)
@@ -326,7 +329,7 @@ def test_a_partial_result_counts_once():
     def deviation(state, partial):
         _, results = engine._results([*done, Observed(20, state, candidate, (), partial)])
         belief = engine._believe(results, aim="by ratio")
-        return belief.predict(engine.rows([candidate]), engine.exact([candidate]))[1][0, 0]
+        return belief.predict(engine.rows.features([candidate]), engine.rows.exact([candidate]))[1][0, 0]
 
     assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))
     assert deviation("running", {}) < 0.8 * deviation("running", {10: 2.0})  # nothing shown: taken to end as expected

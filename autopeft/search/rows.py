@@ -1,0 +1,110 @@
+"""Candidates of a problem as rows of numbers: features for a model, and what is known of their losses beforehand.
+
+To count a candidate is much of what a proposal costs, and a long search looks at all its trials each time; so counts
+are remembered for a while, and what is computed of a trial is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopeft.candidates import Candidate, Scalar
+from autopeft.problem import Problem
+from autopeft.search.engine import Observed
+from autopeft.search.features import Features
+from autopeft.search.surrogate import Array
+
+
+@dataclass(frozen=True, slots=True)
+class InRows:
+    """Candidates, and what is computed of each.
+
+    Attributes:
+        x: ``(n_candidates, n_columns)``: features.
+        exact: ``(n_candidates, n_objectives)``: see `CandidateRows.exact`.
+    """
+
+    candidates: list[Candidate]
+    x: Array
+    exact: Array
+
+
+class CandidateRows:
+    """Makes rows of a problem's candidates.
+
+    Attributes:
+        kernel: The kernel that goes with the features.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._features = Features(problem.space, with_cost=problem.is_counted)
+        self.kernel = self._features.kernel
+        self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
+        self._trials: dict[int, Candidate] = {}
+        self._x = np.empty((0, len(self._features.names)))
+        self._exact = np.empty((0, len(problem.objectives)))
+
+    def of(self, candidates: list[Candidate]) -> InRows:
+        """Compute what is told of candidates."""
+        return InRows(candidates, self.features(candidates), self.exact(candidates))
+
+    def of_trials(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
+        """Give features and exact losses of trials."""
+        # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
+        new = [t for t in trials if not _is_same(self._trials.get(t.number), t.candidate)]
+        if new:
+            self._make_room(max(t.number for t in new) + 1)
+            read = self.of([t.candidate for t in new])
+            at = [t.number for t in new]
+            self._x[at], self._exact[at] = read.x, read.exact
+            self._trials.update((t.number, t.candidate) for t in new)
+        numbers = np.array([t.number for t in trials], dtype=np.int64)
+        return self._x[numbers], self._exact[numbers]
+
+    def _make_room(self, count: int) -> None:
+        if count > len(self._x):
+            more = max(64, count, 3 * len(self._x) // 2) - len(self._x)
+            self._x = np.concatenate([self._x, np.zeros((more, self._x.shape[1]))])
+            self._exact = np.concatenate([self._exact, np.zeros((more, self._exact.shape[1]))])
+
+    def features(self, candidates: Sequence[Candidate]) -> Array:
+        """Give the features of candidates, ``(n_candidates, n_columns)``."""
+        return self._features.of(candidates, self.costs(candidates))
+
+    def exact(self, candidates: Sequence[Candidate]) -> Array:
+        """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.
+
+        An objective that says nothing is the trained parameters, or none at all: the trials tell whether it is.
+        """
+        counted = self.costs(candidates) if self._problem.is_counted else np.full(len(candidates), np.nan)
+        columns = [
+            counted if o.known is None else np.array([o.known_loss(c) for c in candidates])
+            for o in self._problem.objectives
+        ]
+        return np.stack(columns, axis=1)
+
+    def costs(self, candidates: Sequence[Candidate]) -> Array:
+        """Give the trained parameters of candidates, ``(n_candidates,)``; zeros where nobody can tell."""
+        if not self._problem.is_counted:
+            return np.zeros(len(candidates))
+        head = self._problem.head_params
+        return np.array([self.adapter_params(c) + head for c in candidates], dtype=np.float64)
+
+    def adapter_params(self, candidate: Candidate) -> int:
+        """Count once what is asked for several times: to lower into the budget, as a feature, as an objective."""
+        key = tuple(candidate.values.items())
+        if key not in self._counted:
+            self._counted[key] = self._problem.adapter_params(candidate)
+        return self._counted[key]
+
+    def forget_counts(self) -> None:
+        """Forget what was counted, or a long search would keep every candidate that it ever looked at."""
+        self._counted.clear()
+
+
+def _is_same(one: Candidate | None, other: Candidate) -> bool:
+    return one is other or one == other
