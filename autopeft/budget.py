@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice, product
+from zlib import crc32
 
 from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal
-from autopeft.plain import digest
 from autopeft.space import Space
 
 MOST_COMBINATIONS = 4096
@@ -76,7 +76,7 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
     lowered = dict(levels)
     # Ties are broken by the candidate itself, so that no layer is always the first to go.
     key = candidate.key
-    tie = {name: digest({name: key}) for name in levels}
+    tie = {name: crc32(f"{key} {name}".encode()) for name in levels}
     by_size = sorted(levels, key=lambda name: (sizes.levels[name], tie[name]))
     for name in by_size:
         if sizes.count(levels) <= limit:

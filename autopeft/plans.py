@@ -35,7 +35,7 @@ def plan_of(
 def adapter_params(candidate: Candidate, anatomy: Anatomy) -> int:
     """Count what a candidate's adapter trains on a model: `plan_of(...).adapter_params`, in less time."""
     method = METHODS[str(candidate["method"])]
-    return method.build(settings_of(candidate, method.name), anatomy).params
+    return method.params(settings_of(candidate, method.name), anatomy)
 
 
 def unfit(candidate: Candidate, anatomy: Anatomy, base: BaseFormat | None = None) -> str:

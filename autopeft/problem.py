@@ -87,6 +87,13 @@ class Problem:
             return self._own_count(candidate)
         return 1 if self.anatomy is None else adapter_params(candidate, self.anatomy)
 
+    def counted_by(self, candidate: Candidate) -> tuple[tuple[str, Scalar], ...]:
+        """Give those of a candidate's values that decide `adapter_params`: with a cost function all of them."""
+        if self.own_cost is not None or self.anatomy is None:
+            return tuple(candidate.values.items())
+        own = f"{candidate['method']}."
+        return tuple(said for said in candidate.values.items() if said[0] == "method" or said[0].startswith(own))
+
     def _own_count(self, candidate: Candidate) -> int:
         """Ask the user's own cost function.
 

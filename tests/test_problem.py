@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from autopeft.methods import METHODS
 from autopeft.objectives import DEFAULT_METRIC, METRICS, OBJECTIVES, objective, quality_of
 from autopeft.plans import plan_of
 from autopeft.problem import Problem
+from autopeft.search.pool import Pool
 from autopeft.space_file import load_space, parse_space
 from autopeft.work import Measurement
 
@@ -91,6 +93,17 @@ def test_plans_that_mean_the_same_training_have_one_identity(problem_on):
         {"bits": 4, **one},
     ]
     assert len({problem.identity(problem.space.complete(v)) for v in (one, *different)}) == 5
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_a_count_is_that_of_the_adapter_which_is_built(family, problem_on):
+    problem = problem_on(family)
+    counts: dict[object, set[int]] = {}
+    for candidate in Pool(problem).fresh(400, Random(0)):
+        built = plan_of(candidate, problem.anatomy).adapter_params
+        assert problem.adapter_params(candidate) == built, candidate.written_out
+        counts.setdefault(problem.counted_by(candidate), set()).add(built)
+    assert all(len(same) == 1 for same in counts.values())
 
 
 def test_alpha_written_as_a_rule_or_a_number_is_the_same_training(problem_on):

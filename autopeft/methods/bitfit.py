@@ -13,10 +13,7 @@ from autopeft.space import setting_at
 
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Train every bias whose layer and kind are on; `norms` and `outer` say of those that are of no kind or layer."""
-    own = [bias for bias in anatomy.biases if _is_on(bias, settings)]
-    has = {bias.name for bias in anatomy.biases}
-    lacking = (Bias(f"{x.name}.bias", x.kind, x.layer, x.fan_out) for x in anatomy.linears)
-    new = [b for b in lacking if b.name not in has and _is_on(b, settings)] if settings.get("new", True) else []
+    own, new = _trained(settings, anatomy)
     config = {
         "adapter_type": "biases",
         "biases": [bias.name for bias in own],
@@ -24,6 +21,21 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
     }
     trained = own + new
     return Build({bias.name: 1 for bias in trained}, sum(bias.params for bias in trained), config)
+
+
+def count(settings: Settings, anatomy: Anatomy) -> int:
+    """Count what `build` would train."""
+    return sum(bias.params for trained in _trained(settings, anatomy) for bias in trained)
+
+
+def _trained(settings: Settings, anatomy: Anatomy) -> tuple[list[Bias], list[Bias]]:
+    """Give the biases that are on: those that the model has, and those that it lacks."""
+    own = [bias for bias in anatomy.biases if _is_on(bias, settings)]
+    if not settings.get("new", True):
+        return own, []
+    has = {bias.name for bias in anatomy.biases}
+    lacking = (Bias(f"{x.name}.bias", x.kind, x.layer, x.fan_out) for x in anatomy.linears)
+    return own, [b for b in lacking if b.name not in has and _is_on(b, settings)]
 
 
 def _is_on(bias: Bias, settings: Settings) -> bool:
@@ -50,5 +62,6 @@ METHOD = Method(
     },
     allowed={"layers": is_amount, "kinds": is_amount, "norms": is_switch, "outer": is_switch, "new": is_switch},
     build=build,
+    count=count,
     spread={"layers": ("layers",), "kinds": ("kinds",)},
 )

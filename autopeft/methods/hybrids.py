@@ -64,6 +64,11 @@ def build(parts: tuple[Part, ...], settings: Settings, anatomy: Anatomy) -> Buil
     return Build(sizes, sum(built.params for built in builds), config)
 
 
+def count(parts: tuple[Part, ...], settings: Settings, anatomy: Anatomy) -> int:
+    """Count what `build` would train."""
+    return sum(part.method.params(part.settings(settings), anatomy) for part in parts if not part.is_off(settings))
+
+
 def hybrid(*parts: Part, title: str, source: str, with_layers: bool = False) -> Method:
     """Make the method of a hybrid; it can do what all of its parts can.
 
@@ -97,6 +102,7 @@ def hybrid(*parts: Part, title: str, source: str, with_layers: bool = False) -> 
         allowed={name: allowed(p, s) for name, (p, s) in offered.items()}
         | ({"layers": is_amount} if with_layers else {}),
         build=lambda settings, anatomy: build(parts, settings, anatomy),
+        count=lambda settings, anatomy: count(parts, settings, anatomy),
         spread=spread | ({"layers": ("layers",)} if with_layers else {}),
         refuses=refuses,
         bits=tuple(b for b in first.bits if all(b in part.method.bits for part in parts)),

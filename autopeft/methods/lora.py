@@ -6,6 +6,7 @@ Sources: Hu et al., arXiv:2106.09685; Kalajdzievski, arXiv:2312.03732 (rsLoRA); 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from autopeft.anatomy import Anatomy
@@ -56,20 +57,8 @@ def is_alpha(value: Scalar) -> bool:
 
 def build(settings: Settings, anatomy: Anatomy) -> Build:
     """Place a rank on every linear that is on: the layer's `rank` times the kind's `share`, rounded, at least 1."""
-    dora = bool(settings.get("dora", False))
     ranks = ranks_at(settings, anatomy)
     bias, init = str(settings.get("bias", "none")), str(settings.get("init", "default"))
-    params = sum(
-        trainable_params(
-            x.fan_in,
-            x.fan_out,
-            rank=ranks[x.name],
-            dora=dora,
-            bias=bias == "product" or (bias == "linears" and x.bias),
-        )
-        for x in anatomy.linears
-        if x.name in ranks
-    )
     rule = settings.get("alpha", "2r")
     alphas = {name: alpha_of(rule, rank) for name, rank in ranks.items()}
     alpha, other_alphas = usual_and_other(alphas, alpha_of(rule, 1))
@@ -80,13 +69,33 @@ def build(settings: Settings, anatomy: Anatomy) -> Build:
         "alpha_pattern": other_alphas,
         "lora_dropout": number(settings.get("dropout"), 0.0),
         "use_rslora": bool(settings.get("rslora", False)),
-        "use_dora": dora,
+        "use_dora": bool(settings.get("dora", False)),
     }
     if init != "default":
         config["init_lora_weights"] = init
     if bias != "none":
         config |= {"lora_bias": True} if bias == "product" else {"bias": "lora_only"}
-    return Build(ranks, params, config)
+    return Build(ranks, _params_at(ranks, settings, anatomy), config)
+
+
+def count(settings: Settings, anatomy: Anatomy) -> int:
+    """Count what `build` would train."""
+    return _params_at(ranks_at(settings, anatomy), settings, anatomy)
+
+
+def _params_at(ranks: Mapping[str, int], settings: Settings, anatomy: Anatomy) -> int:
+    dora, bias = bool(settings.get("dora", False)), settings.get("bias", "none")
+    return sum(
+        trainable_params(
+            x.fan_in,
+            x.fan_out,
+            rank=ranks[x.name],
+            dora=dora,
+            bias=bias == "product" or (bias == "linears" and x.bias),
+        )
+        for x in anatomy.linears
+        if x.name in ranks
+    )
 
 
 def refuses(settings: Settings, bits: int, anatomy: Anatomy) -> str:
@@ -145,6 +154,7 @@ METHOD = Method(
         "bias": lambda value: value in BIASES,
     },
     build=build,
+    count=count,
     spread=RANKS_SPREAD,
     refuses=refuses,
 )

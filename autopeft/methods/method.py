@@ -64,6 +64,8 @@ class Method:
         allowed: Setting -> tells whether a value is one that it can have.
         spread: Setting -> what it may differ over; a setting that is not here has one value for the whole model.
         build: (settings, anatomy) -> the adapter. Pure; an adapter of no parameters is no candidate.
+        count: (settings, anatomy) -> the parameters of that adapter, where this takes less time than to build it:
+            hundreds of candidates a proposal are counted.
         refuses: (settings, bits, anatomy) -> why this cannot be trained on that base; "" if it can.
         bits: Bits of a base weight on which its gradients are right.
         mergeable: Whether it can be folded into the base's weights, so that inference costs nothing more.
@@ -84,12 +86,17 @@ class Method:
     spread: Mapping[str, tuple[Per, ...]] = field(default_factory=dict)
     refuses: Callable[[Settings, int, Anatomy], str] = _never
     bits: tuple[int, ...] = (4, 8, 16, 32)
+    count: Callable[[Settings, Anatomy], int] | None = None
     tasks: tuple[str, ...] = ("text-classification", "causal-lm", "seq2seq-lm")
     mergeable: bool = True
     starts_at_identity: bool = True
     reaches_kinds: bool = True
     takes_positions: bool = False
     reference: bool = False
+
+    def params(self, settings: Settings, anatomy: Anatomy) -> int:
+        """Count the parameters of the adapter that would be built."""
+        return self.count(settings, anatomy) if self.count else self.build(settings, anatomy).params
 
 
 def number(setting: Scalar | Mapping[str, Scalar] | None, default: float) -> float:

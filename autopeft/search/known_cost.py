@@ -28,7 +28,7 @@ from autopeft.search.rows import CandidateRows, InRows
 from autopeft.search.surrogate import Array
 
 _PARENTS = 24
-_LOT = 16
+_LOT = 32
 """Proposals that share fresh candidates."""
 
 

@@ -96,7 +96,7 @@ class CandidateRows:
 
     def adapter_params(self, candidate: Candidate) -> int:
         """Count once what is asked for several times: to lower into the budget, as a feature, as an objective."""
-        key = tuple(candidate.values.items())
+        key = self._problem.counted_by(candidate)
         if key not in self._counted:
             self._counted[key] = self._problem.adapter_params(candidate)
         return self._counted[key]

@@ -406,9 +406,11 @@ def test_parts_can_be_switched_off():
     )
     assert learned._results(trials)[1].known.tolist() == [False, False]
     accepts = partial(lambda c: True)
-    best = whole.propose(trials, number=16, accepts=accepts)
-    fresh = fresh_only.propose(trials, number=16, accepts=accepts)
-    assert worth(whole, trials, best)[0] > worth(whole, trials, fresh)[0]
+    numbers = range(16, 128, 4)  # which all aim alike
+    best = [whole.propose(trials, number=n, accepts=accepts) for n in numbers]
+    fresh = [fresh_only.propose(trials, number=n, accepts=accepts) for n in numbers]
+    gained = worth(whole, trials, *best) - worth(whole, trials, *fresh)
+    assert gained.min() >= 0 and gained.max() > 0
 
 
 @pytest.mark.parametrize("objectives", [TWO, TWO[:1]])
