@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice, product
-from zlib import crc32
+from random import Random
 
 from autopeft.candidates import Candidate, Scalar
 from autopeft.domains import Choices, Ordinal
@@ -75,9 +75,9 @@ def project(space: Space, candidate: Candidate, *, count: Count, limit: int) -> 
             break
     lowered = dict(levels)
     # Ties are broken by the candidate itself, so that no layer is always the first to go.
-    key = candidate.key
-    tie = {name: crc32(f"{key} {name}".encode()) for name in levels}
-    by_size = sorted(levels, key=lambda name: (sizes.levels[name], tie[name]))
+    by_size = list(levels)
+    Random(candidate.key).shuffle(by_size)
+    by_size.sort(key=sizes.levels.__getitem__)
     for name in by_size:
         if sizes.count(levels) <= limit:
             break

@@ -259,9 +259,10 @@ def setting_at(setting: Scalar | Mapping[str, Scalar], *, layer: int | None = No
     >>> setting_at({"0-1": 4}, layer=5), setting_at(16, layer=5)
     (0, 16)
     """
-    if isinstance(setting, str | int | float):  # not Mapping: that takes ten times as long to tell
-        return setting
-    for key, value in setting.items():
+    if not isinstance(setting, dict):  # not Mapping: that takes ten times as long to tell
+        return setting  # type: ignore[return-value]
+    said: dict[str, Scalar] = setting
+    for key, value in said.items():
         for at, what in places_of(key):
             if at in (None, layer) and what in (None, kind):
                 return value

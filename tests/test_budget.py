@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_projected_candidate_fits_trains_something_and_never_grows(draw_candid
         if parameter.size and was == 0:
             assert now == 0
     assert project(default, fitted, count=count, limit=limit) == fitted
+
+
+def test_layers_of_one_size_are_turned_off_evenly():
+    ranks = [f"layer{i}.rank" for i in range(12)]
+    parameters = {"rate": {"low": 0, "high": 1}} | {name: {"ordinal": [0, 1], "size": True} for name in ranks}
+    space = parse_space({"parameters": parameters})
+    turned_off: Counter[str] = Counter()
+    for i in range(1200):
+        candidate = Candidate({"rate": i / 1200, **dict.fromkeys(ranks, 1)})
+        fitted = project(space, candidate, count=lambda c: sum(c[name] for name in ranks), limit=11)
+        turned_off.update(name for name in ranks if fitted[name] == 0)
+    assert sum(turned_off.values()) == 1200
+    assert max(turned_off.values()) < 2 * min(turned_off.values())
 
 
 @settings(max_examples=200, deadline=None)

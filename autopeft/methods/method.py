@@ -101,7 +101,7 @@ class Method:
 
 def number(setting: Scalar | Mapping[str, Scalar] | None, default: float) -> float:
     """Read a setting that is one number for the whole model."""
-    return float(setting) if isinstance(setting, int | float) else default
+    return default if setting is None or isinstance(setting, str | dict) else float(setting)  # type: ignore[arg-type]
 
 
 def chosen(linears: Iterable[Linear], settings: Settings, *names: str) -> dict[str, float]:

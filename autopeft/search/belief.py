@@ -97,7 +97,7 @@ class Scale:
 
 
 class Hyperparameters:
-    """Those of each objective's model, learned anew whenever there is a sixteenth more to learn from.
+    """Those of each objective's model, learned anew whenever there is up to a sixteenth more to learn from.
 
     They depend on the first so many results only, so that a resumed search has the same ones.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from autopeft.problem import Problem
 from autopeft.search.engine import Engine, MakeEngine, Observed
 from autopeft.space import Parameter, Space
 from autopeft.work import Measurement
+
+_ONE_AT_A_TIME = Lock()
+"""An engine keeps what it has drawn, and Optuna may ask from several threads; a lock of its own could not be copied."""
 
 
 class EngineSampler(BaseSampler):
@@ -60,15 +64,16 @@ class EngineSampler(BaseSampler):
         if not search_space:
             return {}
         of = (tuple(search_space.items()), tuple(study.directions))
-        if self._engine is None or self._engine[0] != of:
-            self._engine = of, self.on(problem_of(search_space, study.directions))
         trials = [
             observed
             for other in study.get_trials(deepcopy=False)
             if other.number != trial.number and (observed := _observed(other, search_space)) is not None
         ]
         known = {observed.candidate for observed in trials}
-        found = self._engine[1].propose(trials, number=trial.number, accepts=lambda c: c not in known)
+        with _ONE_AT_A_TIME:
+            if self._engine is None or self._engine[0] != of:
+                self._engine = of, self.on(problem_of(search_space, study.directions))
+            found = self._engine[1].propose(trials, number=trial.number, accepts=lambda c: c not in known)
         return {} if found is None else dict(found.values)
 
     def sample_independent(

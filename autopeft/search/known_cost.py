@@ -29,7 +29,7 @@ from autopeft.search.surrogate import Array
 
 _PARENTS = 24
 _LOT = 32
-"""Proposals that share fresh candidates."""
+"""Proposals that share fresh candidates, and the mutations of each parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ class KnownCost:
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
         each = self._options.mutants // self._options.rounds
         for _ in range(self._options.rounds if self._options.mutations else 0):
-            new = self._pool.mutants(parents, each, seed=self._lot_seed(number))
+            mutants = self._pool.mutants(parents, each, seed=self._lot_seed(number))
+            met = {tuple(c.values.items()) for c in candidates}  # who stays a parent has the same children again
+            new = [c for c in mutants if tuple(c.values.items()) not in met]
             candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.rows.of(new))])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)
@@ -117,7 +119,8 @@ class KnownCost:
     def _most(self, drawn: InRows | None) -> Array:
         """Give the most that losses may be, where that is known: the budget, or what is met among fresh candidates."""
         limit = self._problem.parameter_limit
-        met = drawn.exact.max(axis=0) if drawn else np.full(len(self._problem.objectives), np.inf)
+        fresh = drawn.exact[: len(drawn.candidates) - len(self._earlier.elite)] if drawn else np.empty((0, 0))
+        met = fresh.max(axis=0) if len(fresh) else np.full(len(self._problem.objectives), np.inf)
         counted = np.inf if limit is None else float(limit)
         return np.where([o.known is None for o in self._problem.objectives], counted, met)
 
@@ -168,7 +171,12 @@ class KnownCost:
 
 
 def _kept(unfinished: list[Observed], most: int) -> list[Observed]:
-    """Keep not too many: what is under way or has passed a rung, and of what waits at the first one an even choice."""
-    first = min((max(trial.partial) for trial in unfinished if trial.partial), default=0)
-    has_passed = [not trial.partial or max(trial.partial) > first for trial in unfinished]
-    return [unfinished[i] for i in chosen_rows(np.array(has_passed, dtype=np.bool_), most)]
+    """Keep not too many: what is training for the first time, what came farthest, of what waits at the first rung an
+    even choice."""
+    if len(unfinished) <= most:
+        return unfinished
+    training = [trial for trial in unfinished if not trial.partial]
+    shown = sorted((trial for trial in unfinished if trial.partial), key=lambda t: (max(t.partial), t.number))
+    has_passed = np.array([max(trial.partial) > max(shown[0].partial) for trial in shown], dtype=np.bool_)
+    chosen = chosen_rows(has_passed, max(1, most - len(training)))
+    return sorted([*training, *(shown[i] for i in chosen)], key=lambda trial: trial.number)

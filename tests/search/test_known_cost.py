@@ -21,7 +21,7 @@ from autopeft.search.belief import CONDITIONED
 from autopeft.search.engine import Observed
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.expectation import expected_from_partial
-from autopeft.search.known_cost import KnownCost, Options
+from autopeft.search.known_cost import KnownCost, Options, _kept
 from autopeft.search.nehvi import Nehvi
 from autopeft.search.pool import Pool
 from autopeft.search.rows import CandidateRows
@@ -245,6 +245,19 @@ def test_what_is_under_way_is_not_proposed_again():
     assert abs(second["x"] - first["x"]) + abs(math.log(second["size"] / first["size"])) > 0.05
 
 
+def test_where_no_draw_fits_the_front_is_still_mutated():
+    names = "abcdef"
+    space = parse_space({"parameters": {name: {"low": 0, "high": 1} for name in names}})
+    problem = Problem(space, TWO, own_cost=lambda c: 5 + int(1000 * sum(c.values.values())), parameter_limit=20)
+    tried = [Candidate({name: i / 1000 if name == "a" else 0.0 for name in names}) for i in range(8)]
+    trials = [Observed(i, "complete", c, (0.1 * i, 5.0 + i)) for i, c in enumerate(tried)]
+    engine = KnownCost(problem, seed=0)
+    proposed = engine.propose(trials, number=9, accepts=lambda c: c not in tried)
+    assert not engine._drawn(9).candidates
+    assert proposed is not None
+    assert problem.adapter_params(proposed) <= 20
+
+
 def test_only_what_is_accepted_is_proposed():
     engine = KnownCost(problem_of(), seed=0)
     found = engine.propose(observed(15), number=15, accepts=lambda c: c["size"] % 2 == 0)
@@ -343,8 +356,8 @@ def test_a_long_search_is_learned_from_a_part_of_its_trials():
         Observed(1000 + i, "running", t.candidate, (), {30: 1.0} if i % 10 == 0 else {10: 1.0})
         for i, t in enumerate(observed(CONDITIONED, seed=1))
     ]
-    under_way = Observed(5000, "running", Candidate({"x": 0.123, "size": 77}))
-    _, results = engine._results([*done, *waiting, under_way])
+    under_way = Observed(999, "running", Candidate({"x": 0.123, "size": 77}))
+    _, results = engine._results([*done, under_way, *waiting])
     assert len(results.unfinished) == CONDITIONED // 2
     assert sum(30 in partial for partial in results.unfinished_partial) == -(-CONDITIONED // 10)
     assert {} in results.unfinished_partial
@@ -353,6 +366,33 @@ def test_a_long_search_is_learned_from_a_part_of_its_trials():
     assert set(np.flatnonzero(on_front(results.losses))) <= set(belief.rows.tolist())
     assert len(belief.front) == CONDITIONED + CONDITIONED // 2
     assert engine.propose([*done, *waiting, under_way], number=6000, accepts=lambda c: True) is not None
+
+
+def test_what_trains_now_and_what_came_furthest_are_kept_of_many():
+    tried = [trial.candidate for trial in observed(400)]
+    waiting = [
+        Observed(1 + i, "running", c, (), {10: 1.0, 30: 1.0} if i % 2 else {10: 1.0}) for i, c in enumerate(tried)
+    ]
+    furthest = Observed(500, "running", tried[0], (), {10: 1.0, 30: 1.0, 60: 1.0})
+    first = Observed(0, "running", tried[1])
+    kept = _kept([first, furthest, *waiting], 50)
+    assert len(kept) == 50
+    assert first in kept
+    assert furthest in kept
+    assert all(30 in trial.partial for trial in kept if trial is not first)
+    assert [trial.number for trial in kept] == sorted(trial.number for trial in kept)
+
+
+def test_rows_of_trials_are_the_same_however_they_were_asked_for():
+    rows, trials = CandidateRows(problem_of()), observed(300)
+    some = rows.of_trials(trials[200:210])
+    whole = rows.of_trials(trials)
+    alone = CandidateRows(problem_of()).of([trial.candidate for trial in trials])
+    assert np.array_equal(whole[0], alone.x)
+    assert np.array_equal(whole[1], alone.exact)
+    assert np.array_equal(some[0], alone.x[200:210])
+    changed = Observed(5, "running", trials[6].candidate)
+    assert np.array_equal(rows.of_trials([changed])[0], alone.x[6:7])
 
 
 def test_partial_results_are_read_by_those_that_went_on():
@@ -410,7 +450,8 @@ def test_parts_can_be_switched_off():
     best = [whole.propose(trials, number=n, accepts=accepts) for n in numbers]
     fresh = [fresh_only.propose(trials, number=n, accepts=accepts) for n in numbers]
     gained = worth(whole, trials, *best) - worth(whole, trials, *fresh)
-    assert gained.min() >= 0 and gained.max() > 0
+    assert gained.min() >= 0
+    assert gained.max() > 0
 
 
 @pytest.mark.parametrize("objectives", [TWO, TWO[:1]])

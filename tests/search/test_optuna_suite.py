@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -68,3 +69,16 @@ def test_a_seeded_study_is_reproduced_and_reseeding_changes_it():
 
     assert run(False) == run(False)
     assert run(False) != run(True)
+
+
+def test_it_may_be_asked_from_several_threads():
+    sampler = EngineSampler(KnownCost, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_int("n", 0, 9), n_trials=8)
+    asked = [study.ask() for _ in range(24)]
+    frozen = [study.trials[trial.number] for trial in asked]
+    shared = sampler.infer_relative_search_space(study, frozen[0])
+    with ThreadPoolExecutor(8) as pool:
+        proposed = list(pool.map(lambda trial: sampler.sample_relative(study, trial, shared), frozen))
+    alone = EngineSampler(KnownCost, seed=0)
+    assert proposed == [alone.sample_relative(study, trial, shared) for trial in frozen]
