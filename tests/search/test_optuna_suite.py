@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,14 +72,18 @@ def test_a_seeded_study_is_reproduced_and_reseeding_changes_it():
     assert run(False) != run(True)
 
 
-def test_it_may_be_asked_from_several_threads():
+def test_it_may_be_asked_from_several_threads(monkeypatch):
     sampler = EngineSampler(KnownCost, seed=0)
     study = optuna.create_study(sampler=sampler)
     study.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_int("n", 0, 9), n_trials=8)
     asked = [study.ask() for _ in range(24)]
     frozen = [study.trials[trial.number] for trial in asked]
     shared = sampler.infer_relative_search_space(study, frozen[0])
+    monkeypatch.setattr(sampler, "_engine", None)  # the threads make it, too
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     with ThreadPoolExecutor(8) as pool:
         proposed = list(pool.map(lambda trial: sampler.sample_relative(study, trial, shared), frozen))
+    sys.setswitchinterval(interval)
     alone = EngineSampler(KnownCost, seed=0)
     assert proposed == [alone.sample_relative(study, trial, shared) for trial in frozen]
