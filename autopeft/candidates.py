@@ -33,7 +33,7 @@ class Candidate(Plain):
         return self.values[name]
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash(tuple(self.values.items()))
 
     @property
     def key(self) -> str:

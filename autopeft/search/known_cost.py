@@ -90,8 +90,8 @@ class KnownCost:
         each = self._options.mutants // self._options.rounds
         for _ in range(self._options.rounds if self._options.mutations else 0):
             mutants = self._pool.mutants(parents, each, seed=self._lot_seed(number))
-            met = {tuple(c.values.items()) for c in candidates}  # who stays a parent has the same children again
-            new = [c for c in mutants if tuple(c.values.items()) not in met]
+            met = set(candidates)  # who stays a parent has the same children again
+            new = [c for c in mutants if c not in met]
             candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.rows.of(new))])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)

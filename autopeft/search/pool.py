@@ -23,28 +23,21 @@ _STEP = 0.15
 """Deviation of a mutated number, of its range."""
 
 
-_Key = tuple[tuple[str, Scalar], ...]
-
-
-def _key(candidate: Candidate) -> _Key:
-    return tuple(candidate.values.items())
-
-
 class _Different:
     """The different ones of a sequence, None left out: the first so many are the same whatever was asked for before."""
 
     def __init__(self, sequence: Iterator[Candidate | None]) -> None:
         self._sequence, self._tries = sequence, 0
-        self._found: dict[_Key, tuple[int, Candidate]] = {}
+        self._found: dict[Candidate, int] = {}  # after how many tries
 
     def first(self, count: int) -> list[Candidate]:
         """Give so many; fewer if there are hardly more."""
         tries = count * _TRIES
         while len(self._found) < count and self._tries < tries:
             if (candidate := next(self._sequence)) is not None:
-                self._found.setdefault(_key(candidate), (self._tries, candidate))
+                self._found.setdefault(candidate, self._tries)
             self._tries += 1
-        return [candidate for at, candidate in islice(self._found.values(), count) if at < tries]
+        return [candidate for candidate, at in islice(self._found.items(), count) if at < tries]
 
 
 class Pool:
@@ -66,7 +59,7 @@ class Pool:
         self._family = {member.name: family for family in families(problem.space) for member in family.members}
         self._below: dict[tuple[str, Scalar], list[str]] = {}
         self._seed = ""
-        self._offspring: dict[_Key, _Different] = {}
+        self._offspring: dict[Candidate, _Different] = {}
 
     def fresh(self, count: int, random: Random) -> list[Candidate]:
         """Draw different candidates anew; fewer than asked for where there are hardly more."""
@@ -85,16 +78,16 @@ class Pool:
         if len(parents) > count:
             parents = Random(seed).sample(parents, count)
         each = -(-count // len(parents))
-        found = {_key(mutant): mutant for parent in parents for mutant in self._mutants_of(parent, each)}
+        found = dict.fromkeys(mutant for parent in parents for mutant in self._mutants_of(parent, each))
         for parent in parents:
-            found.pop(_key(parent), None)
-        return list(found.values())
+            found.pop(parent, None)
+        return list(found)
 
     def _mutants_of(self, parent: Candidate, count: int) -> list[Candidate]:
-        if _key(parent) not in self._offspring:
+        if parent not in self._offspring:
             random = Random(f"{self._seed} {parent.key}")
-            self._offspring[_key(parent)] = _Different(self._fitted(lambda: self._mutated(parent, random)))
-        return self._offspring[_key(parent)].first(count)
+            self._offspring[parent] = _Different(self._fitted(lambda: self._mutated(parent, random)))
+        return self._offspring[parent].first(count)
 
     def _fitted(self, draw: Callable[[], Candidate]) -> Iterator[Candidate | None]:
         while True:

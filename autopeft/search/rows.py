@@ -24,7 +24,8 @@ class InRows:
 
     Attributes:
         x: ``(n_candidates, n_columns)``: features.
-        exact: ``(n_candidates, n_objectives)``: see `CandidateRows.exact`.
+        exact: ``(n_candidates, n_objectives)``: what is known beforehand of the losses. An objective that says nothing
+            is the trained parameters, or none at all: the trials tell whether it is.
     """
 
     candidates: list[Candidate]
@@ -50,12 +51,13 @@ class CandidateRows:
 
     def of(self, candidates: list[Candidate]) -> InRows:
         """Compute what is told of candidates."""
-        return InRows(candidates, self.features(candidates), self.exact(candidates))
+        costs = self.costs(candidates)
+        return InRows(candidates, self._features.of(candidates, costs), self._known(candidates, costs))
 
     def of_trials(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
         """Give features and exact losses of trials."""
         # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
-        new = [t for t in trials if not _is_same(self._trials.get(t.number), t.candidate)]
+        new = [t for t in trials if self._trials.get(t.number) != t.candidate]
         if new:
             self._make_room(max(t.number for t in new) + 1)
             read = self.of([t.candidate for t in new])
@@ -75,12 +77,8 @@ class CandidateRows:
         """Give the features of candidates, ``(n_candidates, n_columns)``."""
         return self._features.of(candidates, self.costs(candidates))
 
-    def exact(self, candidates: Sequence[Candidate]) -> Array:
-        """Give what is known beforehand of the losses, ``(n_candidates, n_objectives)``.
-
-        An objective that says nothing is the trained parameters, or none at all: the trials tell whether it is.
-        """
-        counted = self.costs(candidates) if self._problem.is_counted else np.full(len(candidates), np.nan)
+    def _known(self, candidates: Sequence[Candidate], costs: Array) -> Array:
+        counted = costs if self._problem.is_counted else np.full(len(candidates), np.nan)
         columns = [
             counted if o.known is None else np.array([o.known_loss(c) for c in candidates])
             for o in self._problem.objectives
@@ -104,7 +102,3 @@ class CandidateRows:
     def forget_counts(self) -> None:
         """Forget what was counted, or a long search would keep every candidate that it ever looked at."""
         self._counted.clear()
-
-
-def _is_same(one: Candidate | None, other: Candidate) -> bool:
-    return one is other or one == other

@@ -55,6 +55,12 @@ def worth(engine, trials, *candidates):
     return engine._score(engine._believe(engine._results(trials)[1], aim="by ratio"), engine.rows.of(candidates))
 
 
+def predicted(belief, engine, candidates):
+    """Give the means and deviations that are believed of candidates."""
+    rows = engine.rows.of(candidates)
+    return belief.predict(rows.x, rows.exact)
+
+
 def proposals(problem, n, measure, *, seed=0, sampler="known-cost"):
     """Search with values in place of trainings; None is a failure."""
     study, found = Study(problem, url="sqlite:///:memory:", sampler=sampler, seed=seed), []
@@ -74,7 +80,7 @@ def test_the_parameters_are_known_and_quality_is_learned():
     assert results.known.tolist() == [False, True]
     belief = engine._believe(results, aim="by ratio")
     new = [c.candidate for c in observed(5, seed=1)]
-    means, deviations = belief.predict(engine.rows.features(new), engine.rows.exact(new))
+    means, deviations = predicted(belief, engine, new)
     assert (deviations[:, 0] > 0).all()
     assert (deviations[:, 1] == 0).all()
     assert means[:, 1] == pytest.approx(np.log([c["size"] for c in new]))  # parameters are compared by ratio
@@ -178,9 +184,7 @@ def test_an_objective_that_is_known_beforehand_is_not_learned_unless_it_was_wron
     _, results = engine._results(trials)
     assert results.known.tolist() == [False, True, is_known]
     new = [c.candidate for c in observed(30, seed=1)]
-    means, deviations = engine._believe(results, aim="by difference").predict(
-        engine.rows.features(new), engine.rows.exact(new)
-    )
+    means, deviations = predicted(engine._believe(results, aim="by difference"), engine, new)
     assert bool((deviations[:, 2] == 0).all()) == is_known
     off = np.abs(means[:, 2] - [latency_of(c) for c in new])
     assert bool((off < 1e-9).all()) == is_known
@@ -200,7 +204,7 @@ def test_a_known_value_to_be_maximised_is_turned_like_its_measurements():
 )
 def test_a_fault_in_what_is_known_is_told(known, why):
     with pytest.raises(RequestError, match=f"`known` of latency.*{why}.*x=0"):
-        CandidateRows(three(known)).exact([Candidate({"x": 0.5, "size": 3})])
+        CandidateRows(three(known)).of([Candidate({"x": 0.5, "size": 3})])
 
 
 @pytest.mark.parametrize(("limit", "hopeless"), [(2000, False), (60, True)])
@@ -309,7 +313,7 @@ def test_a_paused_candidate_is_judged_by_what_it_has_shown():
     def ahead(*shown):
         waiting = [Observed(20 + i, "running", pair[i], (), {10: loss}) for i, loss in enumerate(shown)]
         belief = engine._believe(engine._results([*done, *waiting])[1], aim="by ratio")
-        means, _ = belief.predict(engine.rows.features(pair), engine.rows.exact(pair))
+        means, _ = predicted(belief, engine, pair)
         return means[1, 0] - means[0, 0]
 
     assert ahead(0.0, 2.5) > ahead() > ahead(2.5, 0.0)
@@ -342,7 +346,7 @@ def test_a_partial_result_counts_once():
     def deviation(state, partial):
         _, results = engine._results([*done, Observed(20, state, candidate, (), partial)])
         belief = engine._believe(results, aim="by ratio")
-        return belief.predict(engine.rows.features([candidate]), engine.rows.exact([candidate]))[1][0, 0]
+        return predicted(belief, engine, [candidate])[1][0, 0]
 
     assert deviation("running", {10: 2.0}) == pytest.approx(deviation("paused", {10: 2.0}))
     assert deviation("running", {}) < 0.8 * deviation("running", {10: 2.0})  # nothing shown: taken to end as expected

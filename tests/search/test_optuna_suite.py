@@ -82,8 +82,10 @@ def test_it_may_be_asked_from_several_threads(monkeypatch):
     monkeypatch.setattr(sampler, "_engine", None)  # the threads make it, too
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    with ThreadPoolExecutor(8) as pool:
-        proposed = list(pool.map(lambda trial: sampler.sample_relative(study, trial, shared), frozen))
-    sys.setswitchinterval(interval)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            proposed = list(pool.map(lambda trial: sampler.sample_relative(study, trial, shared), frozen))
+    finally:
+        sys.setswitchinterval(interval)
     alone = EngineSampler(KnownCost, seed=0)
     assert proposed == [alone.sample_relative(study, trial, shared) for trial in frozen]

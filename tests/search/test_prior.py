@@ -51,7 +51,8 @@ def agreement(problem, trials):
     """Give how the model of quality ranks new candidates, against the truth: 1 is perfect."""
     engine, new = KnownCost(problem, seed=0), drawn(60, seed=99)
     belief = engine._believe(engine._results(trials)[1], aim="by ratio")
-    means, _ = belief.predict(engine.rows.features(new), engine.rows.exact(new))
+    rows = engine.rows.of(new)
+    means, _ = belief.predict(rows.x, rows.exact)
     return spearmanr(means[:, 0], [-quality_of(c) for c in new]).statistic
 
 
