@@ -162,9 +162,11 @@ def _combinations(space: Space) -> Iterator[Candidate]:
     seen = set()
     for combination in product(*(p.domain.values for p in roots if isinstance(p.domain, Choices))):
         base = dict(zip((p.name for p in roots), combination, strict=True))
-        inner = [p for p in choices if p.when and p in space.active(base)]
+        active = {p.name for p in space.active(base)}
+        inner = [p for p in choices if p.when and p.name in active]
         for more in product(*(p.domain.values for p in inner if isinstance(p.domain, Choices))):
-            candidate = space.complete({**base, **dict(zip((p.name for p in inner), more, strict=True))})
-            if candidate.key not in seen:
-                seen.add(candidate.key)
+            said = {**base, **dict(zip((p.name for p in inner), more, strict=True))}
+            candidate = space.complete(said, is_checked=True)
+            if candidate not in seen:
+                seen.add(candidate)
                 yield candidate

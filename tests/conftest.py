@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 # Before torch, transformers and datasets are imported: they read these once.
@@ -29,6 +30,15 @@ def pytest_unconfigure() -> None:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with Ctrl-C ignored, and they pass that on; here it is sent, and must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_long_walks() -> Iterator[None]:
+    """Spare the garbage collector, which a worker calls after every unit, what pytest and earlier modules have left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

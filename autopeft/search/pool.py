@@ -104,7 +104,7 @@ class Pool:
         while due:
             parameter = due.pop()
             name = parameter.name
-            if name in values or any(values.get(parent) not in allowed for parent, allowed in parameter.when.items()):
+            if name in values or not parameter.is_active(values):
                 continue
             if name in said:
                 values[name] = said[name]

@@ -21,7 +21,7 @@ from autopeft.search.engine import Observed
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.known_cost import KnownCost
 from autopeft.search.nehvi import Nehvi
-from autopeft.space import Parameter, Space
+from autopeft.space import Space
 
 ENGINE_DRAWS, RANDOM_DRAWS = 16, 64
 """Draws of the engine, each some ten milliseconds, and then at random, before a space is taken for exhausted."""
@@ -171,7 +171,7 @@ class FeasibleSampler(BaseSampler):
             together: The parameters that the engine draws with regard to one another; the others it draws singly.
         """
         values: dict[str, Scalar] = {}
-        while level := [p for p in self._problem.space if p.name not in values and _is_due(p, values)]:
+        while level := [p for p in self._problem.space if p.name not in values and p.is_active(values)]:
             joint = {p.name: together[p.name] for p in level if p.name in together}
             relative = engine.sample_relative(study, trial, joint) if joint else {}
             for parameter in level:
@@ -194,18 +194,13 @@ class FeasibleSampler(BaseSampler):
         self._engine(self._seed).after_trial(study, trial, state, values)
 
 
-def _is_due(parameter: Parameter, values: Mapping[str, Scalar]) -> bool:
-    """Tell whether all that a parameter depends on is drawn, and calls for it."""
-    return all(values.get(name) in allowed for name, allowed in parameter.when.items())
-
-
 def every_candidate(space: Space, *, most: int) -> list[Candidate]:
     """Give every candidate of a bound space; none if there are more than so many, or a parameter is continuous."""
     partial: list[dict[str, Scalar]] = [{}]
     for parameter in space:
         grown: list[dict[str, Scalar]] = []
         for values in partial:
-            if not _is_due(parameter, values):
+            if not parameter.is_active(values):
                 grown.append(values)
                 continue
             domain = parameter.domain

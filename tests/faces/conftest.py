@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import signal
 import sys
@@ -24,14 +23,11 @@ def _with_tokenizer(source: ModelSource, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _gentle() -> Iterator[None]:
-    """One thread for a training here, and no long walks of the garbage collector over what pytest has imported."""
+def _one_thread() -> Iterator[None]:
+    """One thread for a training here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autopeft.workers.os.sched_getaffinity", lambda _: {0})
-        gc.collect()
-        gc.freeze()
         yield
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

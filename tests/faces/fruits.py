@@ -79,6 +79,13 @@ def program() -> str:
     return str(Path(sys.executable).with_name("autopeft"))
 
 
+def _on_one_core() -> None:
+    """Keep to a core: two threads that wait for each other on a busy machine take minutes."""
+    cores = sorted(os.sched_getaffinity(0))
+    at = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # others may start a program, too
+    os.sched_setaffinity(0, {cores[at % len(cores)]})
+
+
 def run_program(*arguments: object, folder: Path) -> Ended:
     """Run the program in a folder, as a user would."""
     ended = subprocess.run(
@@ -89,6 +96,7 @@ def run_program(*arguments: object, folder: Path) -> Ended:
         timeout=300,
         check=False,
         env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=_on_one_core,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
@@ -102,8 +110,7 @@ def start_program(*arguments: object, folder: Path, log: Path) -> subprocess.Pop
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
-            # One core: two threads that wait for each other on a busy machine take minutes.
-            preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+            preexec_fn=_on_one_core,
         )
 
 
