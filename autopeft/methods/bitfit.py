@@ -34,8 +34,9 @@ def _trained(settings: Settings, anatomy: Anatomy) -> tuple[list[Bias], list[Bia
     if not settings.get("new", True):
         return own, []
     has = {bias.name for bias in anatomy.biases}
-    lacking = (Bias(f"{x.name}.bias", x.kind, x.layer, x.fan_out) for x in anatomy.linears)
-    return own, [b for b in lacking if b.name not in has and _is_on(b, settings)]
+    lacking = ((name, x) for x in anatomy.linears if (name := f"{x.name}.bias") not in has)
+    new = (Bias(name, x.kind, x.layer, x.fan_out) for name, x in lacking)
+    return own, [bias for bias in new if _is_on(bias, settings)]
 
 
 def _is_on(bias: Bias, settings: Settings) -> bool:

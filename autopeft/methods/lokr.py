@@ -5,6 +5,8 @@ Sources: Hyeon-Woo et al., arXiv:2108.06098; Yeh et al., arXiv:2309.14859 (LyCOR
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from autopeft.anatomy import Anatomy, Linear
 from autopeft.methods.linears import (
     RANKS,
@@ -19,6 +21,7 @@ from autopeft.methods.lora import alpha_of, is_alpha
 from autopeft.methods.method import Build, Method, Settings, is_count, is_switch, number
 
 
+@lru_cache(maxsize=4096)
 def factors(size: int, factor: int) -> tuple[int, int]:
     """Give the two factors, smaller first, that PEFT cuts a size into: `factor` if it divides it, else near the root.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import TrialState
@@ -267,11 +268,30 @@ class _Connection(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
+class _Storage(RDBStorage):
+    """Writes a trial without asking, a query a parameter, whether each has the distribution that it had before: one
+    space has one of each."""
+
+    def _set_trial_param_without_commit(
+        self,
+        session: Any,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None = None,
+    ) -> None:
+        previous = previous_distribution or distribution
+        super()._set_trial_param_without_commit(
+            session, trial_id, param_name, param_value_internal, distribution, previous
+        )
+
+
 def _connect(url: str) -> RDBStorage:
     if url.startswith("sqlite:///"):
         _make_durable(Path(url.removeprefix("sqlite:///")))
     sqlite = {"connect_args": {"timeout": 60, "factory": _Connection}}
-    return RDBStorage(url, engine_kwargs=sqlite if url.startswith("sqlite") else None)
+    return _Storage(url, engine_kwargs=sqlite if url.startswith("sqlite") else None)
 
 
 def _open(storage: RDBStorage, name: str, problem: Problem) -> optuna.Study:

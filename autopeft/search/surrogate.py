@@ -60,7 +60,7 @@ class Kernel:
     def between(self, theta: Array, a: Array, b: Array) -> Array:
         """Give the covariance of the noiseless values at two sets of rows, ``(n_a, n_b)``."""
         columns = np.exp(theta[1:-1] / 2)[self.groups]
-        return np.asarray(np.exp(theta[0]) * _matern(_squared_distances(a * columns, b * columns))[0])
+        return np.asarray(np.exp(theta[0]) * _matern(np.sqrt(5 * _squared_distances(a * columns, b * columns))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +165,14 @@ def _squared_distances(a: Array, b: Array) -> Array:
     return np.maximum(squared, 0.0)
 
 
-def _matern(squared: Array) -> tuple[Array, Array]:
-    """Give Matern-5/2 correlations of squared distances, and the derivative by the squared distance."""
-    root = np.sqrt(5 * squared)
-    decay = np.exp(-root)
-    return (1 + root + root**2 / 3) * decay, -5 / 6 * (1 + root) * decay
+def _matern(distance: Array) -> Array:
+    """Give Matern-5/2 correlations of distances, in units of ``length / sqrt(5)``."""
+    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
+
+
+def _matern_slope(distance: Array) -> Array:
+    """Give their derivative by the squared distance in units of the length."""
+    return np.asarray(-5 / 6 * (1 + distance) * np.exp(-distance))
 
 
 def _cholesky(covariance: Array) -> Array:
@@ -188,8 +191,8 @@ def _negative_log_likelihood(
     """Give the negative log likelihood without its constant, the best level put in, and its gradient."""
     n = len(target)
     inverse_squares = np.exp(theta[1:-1])
-    correlation, slope = _matern(np.tensordot(inverse_squares, distances, axes=1))
-    covered = np.exp(theta[0]) * correlation
+    distance = np.sqrt(5 * np.tensordot(inverse_squares, distances, axes=1))
+    covered = np.exp(theta[0]) * _matern(distance)
     covariance = covered.copy()
     covariance[np.diag_indices(n)] += np.exp(theta[-1]) + extra
     try:
@@ -204,7 +207,7 @@ def _negative_log_likelihood(
     value = float((target - level) @ weights) / 2 + float(np.log(np.diag(factor)).sum())
     # d value = tr(pull dK) / 2
     pull = inverse - np.outer(weights, weights)
-    by_group = distances.reshape(len(distances), -1) @ (pull * slope).ravel()
+    by_group = distances.reshape(len(distances), -1) @ (pull * _matern_slope(distance)).ravel()
     gradient = [
         float((pull * covered).sum()),
         *np.exp(theta[0]) * by_group * inverse_squares,

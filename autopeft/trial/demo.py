@@ -11,7 +11,6 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterator
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,7 +79,6 @@ def read_docstrings(rows_per_library: int = ROWS_PER_LIBRARY) -> Source:
     return Source(name="docstrings of ten installed libraries", splits=found_splits)
 
 
-@cache  # to parse the files takes seconds
 def _sample(library: str, count: int) -> dict[str, None]:
     """Give distinct texts of a library, a few more than `count`, in an order that only its files decide."""
     spec = find_spec(library)
