@@ -161,8 +161,12 @@ def _standardised(y: Array) -> tuple[Array, float, float]:
 
 
 def _squared_distances(a: Array, b: Array) -> Array:
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
-    return np.maximum(squared, 0.0)
+    # Seen from a row of b, the columns in which b does not differ, two thirds of those of the default space, are zeros
+    # there: they are no part of the product.
+    a, b = a - b[:1], b - b[:1]
+    differs = b.any(axis=0)
+    norms = np.einsum("ij,ij->i", a, a)[:, None] + np.einsum("ij,ij->i", b, b)
+    return np.maximum(norms - 2 * a[:, differs] @ b[:, differs].T, 0.0)
 
 
 def _matern(distance: Array) -> Array:
