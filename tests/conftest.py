@@ -27,6 +27,11 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what starts programs and Ray: of long tests at the end, all but one process would wait for the last."""
+    items.sort(key=lambda item: item.path.parent.name not in ("faces", "execute"))
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with Ctrl-C ignored, and they pass that on; here it is sent, and must arrive.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,25 +26,7 @@ def begin(small: dict[str, Any], run: Path, **changes: Any) -> Driver:
     return driver
 
 
-def test_killed_driver_loses_no_trial_and_counts_none_twice(small: dict[str, Any], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    driver = begin(small, run)
-    orphans = descendants(driver.process.pid)
-    driver.process.kill()
-    driver.end()
-    before = record_lines(run)
-    assert 0 < len(before) < TRIALS
-    resumed = go_on(run)
-    assert resumed.end() == 0, resumed.said()
-    assert check(run, before, trials=TRIALS).faults == ()
-    cut_off = set(driver.started()) - {json.loads(line)["number"] for line in before}
-    assert cut_off
-    assert set(repeated([*driver.started(), *resumed.started()])) <= cut_off
-    for process in orphans:
-        process.kill()
-
-
-def test_killed_driver_loses_no_rung_and_no_state(small: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_driver_loses_no_trial_and_no_rung_and_counts_none_twice(small: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     driver = begin(small, run, rungs="4,12")
     assert driver.wait_until(lambda: any("goes on" in line for line in driver.said().splitlines())), driver.said()
@@ -57,6 +39,7 @@ def test_killed_driver_loses_no_rung_and_no_state(small: dict[str, Any], tmp_pat
     assert check(run, before, trials=TRIALS).faults == ()
     begun = {json.loads(line)["number"] for line in before}
     assert begun.isdisjoint(resumed.started())  # what had paused goes on, and is not begun again
+    assert set(repeated([*driver.started(), *resumed.started()])) <= set(driver.started()) - begun
     for process in orphans:
         process.kill()
 
