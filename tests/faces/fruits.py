@@ -29,6 +29,9 @@ _WORDS = ["[PAD]", "</s>", "[UNK]", "[CLS]", "[SEP]", "<s>", *FRUITS, *" ".join(
 _WORDS += ["a", "the", "fruit", "is", "what", "it", "and", "with", "which", "name", "user", "assistant", ":", ".", "?"]
 
 
+_CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []  # read before a fixture says otherwise
+
+
 def options(fields: Mapping[str, Any]) -> list[str]:
     """Write fields of a request as options of the command line."""
     return [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -81,11 +84,9 @@ def program() -> str:
 
 def _on_one_core() -> None:
     """Keep to a core: two threads that wait for each other on a busy machine take minutes."""
-    if sys.platform != "linux":
-        return
-    cores = sorted(os.sched_getaffinity(0))
     at = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # others may start a program, too
-    os.sched_setaffinity(0, {cores[at % len(cores)]})
+    if _CORES:
+        os.sched_setaffinity(0, {_CORES[at % len(_CORES)]})
 
 
 def run_program(*arguments: object, folder: Path) -> Ended:

@@ -34,12 +34,14 @@ def test_killed_driver_loses_no_trial_and_no_rung_and_counts_none_twice(small: d
     driver.process.kill()
     driver.end()
     before = record_lines(run)
+    states = {record["number"]: record["state"] for record in map(json.loads, before)}
+    assert list(states.values()).count("complete") < TRIALS  # in the middle
     resumed = go_on(run)
     assert resumed.end() == 0, resumed.said()
     assert check(run, before, trials=TRIALS).faults == ()
-    begun = {json.loads(line)["number"] for line in before}
-    assert begun.isdisjoint(resumed.started())  # what had paused goes on, and is not begun again
-    assert set(repeated([*driver.started(), *resumed.started()])) <= set(driver.started()) - begun
+    assert states.keys().isdisjoint(resumed.started())  # what had paused goes on, and is not begun again
+    assert set(repeated([*driver.started(), *resumed.started()])) <= set(driver.started()) - states.keys()
+    assert resumed.handed_out()
     for process in orphans:
         process.kill()
 

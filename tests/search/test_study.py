@@ -7,6 +7,7 @@ from dataclasses import replace
 import optuna
 import pytest
 from small_search import ENGINES, THREE, problem_on, told_by_hand
+from sqlalchemy import event
 
 from autopeft.errors import DamagedRunError, UnknownNameError
 from autopeft.objectives import METRICS, Objective, quality_of
@@ -131,6 +132,16 @@ def test_a_record_that_the_study_was_not_told_counts_once(problem, open_study, t
     assert study.ask().number == 2
     states = [t.state.name for t in loaded(tmp_path).get_trials()][:3]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
+def test_a_trial_is_stored_without_asking_for_the_distributions_of_others(problem, open_study):
+    study, records = open_study(sampler="random"), []
+    step(study, problem, records)
+    said = []
+    event.listen(study._storage.engine, "before_cursor_execute", lambda *about: said.append(about[2]))
+    study.ask()
+    assert any("INSERT INTO trial_params" in statement for statement in said)
+    assert not [statement for statement in said if "FROM trial_params" in statement]
 
 
 def test_telling_twice_changes_nothing(problem, open_study, tmp_path):

@@ -121,7 +121,7 @@ def test_generation_is_the_likeliest_token_each_time(family, task, method, bases
         rows = prepared.validation.to_pylist()
         with torch.inference_mode():
             expected = [by_hand(adapted, prepared, row, 7, stops) for row in rows]
-            for size in (64, 1):  # with padding, and without
+            for size in (2, 1):  # with padding, and without
                 said = generate(
                     adapted, prepared.validation, prepared, tokenizer=Numbers(), batch_size=size, device="cpu"
                 )
