@@ -28,8 +28,18 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what starts programs and Ray: of long tests at the end, all but one process would wait for the last."""
-    items.sort(key=lambda item: item.path.parent.name not in ("faces", "execute"))
+    """Let each process begin with some of the files that start programs and Ray: of long tests at the end, or all with
+    one process, which begins at its share of the list, the others would wait for the last."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.path.parent.name in ("faces", "execute")]
+    others = [item for item in items if item.path.parent.name not in ("faces", "execute")]
+    files = list(dict.fromkeys(item.path for item in long))
+    ordered: list[pytest.Item] = []
+    for process in range(count):
+        ordered += [item for item in long if files.index(item.path) % count == process]
+        room = max(0, len(items) * (process + 1) // count - len(ordered))
+        ordered, others = ordered + others[:room], others[room:]
+    items[:] = ordered + others
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -83,7 +83,7 @@ def test_own_ray_comes_and_goes_and_comes_again(temp: Path, capfd: pytest.Captur
     executor.submit(unit(2, sleep=100.0))
     start = time.monotonic()
     executor.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50  # half of what the unit takes
     assert not session.exists()
 
     with pytest.raises(RequestError, match="gpus_per_worker: 64, which no machine has"):

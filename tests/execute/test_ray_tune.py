@@ -133,7 +133,7 @@ def test_close_does_not_wait_for_a_unit(ray_executor: Make) -> None:
     time.sleep(0.5)
     start = time.monotonic()
     executor.close()
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 50  # half of what a unit takes
     with pytest.raises(AutopeftError, match="Ray has stopped"):
         executor.submit(unit(9))
 
