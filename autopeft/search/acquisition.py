@@ -40,8 +40,7 @@ class Boxes:
             reference: ``(n_objectives,)``, finite: what is not below it counts for nothing.
         """
         below = front[(front < reference).all(axis=1)]
-        low, high = _cut(below[on_front(below)], reference)
-        self.low, self.high = (np.array(corner).reshape(-1, len(reference)) for corner in (low, high))
+        self.low, self.high = _cut(below[on_front(below)], reference)
         # Boxes share their sides: an objective has far fewer intervals than there are boxes.
         sides = np.stack([self.low, self.high], axis=2)
         self._sides = [np.unique(sides[:, j], axis=0, return_inverse=True) for j in range(len(reference))]
@@ -66,34 +65,31 @@ class Boxes:
         return np.concatenate(scores)
 
 
-def _cut(points: Array, reference: Array) -> tuple[list[list[float]], list[list[float]]]:
-    """Give lower and upper corners of the boxes that points, of which none dominates another, leave.
+def _cut(points: Array, reference: Array) -> tuple[Array, Array]:
+    """Give lower and upper corners, ``(n_boxes, n_objectives)``, of the boxes that points, of which none dominates
+    another, leave.
 
     Slices along the last objective: between two of its values, what is left is the same problem with one objective
     less, posed by the points before.
     """
-    last = float(reference[-1])
+    last = reference[-1]
     if len(reference) == 1:
-        return [[-np.inf]], [[min([last, *points[:, 0]])]]
+        return np.array([[-np.inf]]), np.array([[min([last, *points[:, 0]])]])
     points = points[np.argsort(points[:, -1], kind="stable")]
     if len(reference) == 2:
         # Without dominated ones, the first objective falls as the second rises: a staircase.
-        steps = [float(reference[0]), *points[:, 0]]
-        levels = [-np.inf, *points[:, 1], last]
-        return [[-np.inf, low] for low in levels[:-1]], [list(high) for high in zip(steps, levels[1:], strict=True)]
-    lows: list[list[float]] = []
-    highs: list[list[float]] = []
-    kept = points[:0, :-1]
-    box_lows, box_highs = _cut(kept, reference[:-1])
-    start = -np.inf
-    for level in np.unique(points[:, -1]).tolist():
-        lows += [[*box, start] for box in box_lows]
-        highs += [[*box, level] for box in box_highs]
+        steps = np.array([reference[0], *points[:, 0]])
+        levels = np.array([-np.inf, *points[:, 1], last])
+        return np.stack([np.full(len(steps), -np.inf), levels[:-1]], axis=1), np.stack([steps, levels[1:]], axis=1)
+    lows, highs = [], []
+    kept, start = points[:0, :-1], -np.inf
+    for level in [*np.unique(points[:, -1]), last]:
+        low, high = _cut(kept, reference[:-1])
+        lows.append(np.column_stack([low, np.full(len(low), start)]))
+        highs.append(np.column_stack([high, np.full(len(high), level)]))
         kept = np.concatenate([kept, points[points[:, -1] == level, :-1]])
-        kept = np.unique(kept[on_front(kept)], axis=0)
-        box_lows, box_highs = _cut(kept, reference[:-1])
-        start = level
-    return lows + [[*box, start] for box in box_lows], highs + [[*box, last] for box in box_highs]
+        kept, start = np.unique(kept[on_front(kept)], axis=0), level
+    return np.concatenate(lows), np.concatenate(highs)
 
 
 def log_expected_improvement(z: Array) -> Array:

@@ -87,11 +87,11 @@ class KnownCost:
         candidates = drawn.candidates + others
         scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.rows.of(others))])
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
-        each = self._options.mutants // self._options.rounds
+        each, met = self._options.mutants // self._options.rounds, set(candidates)
         for _ in range(self._options.rounds if self._options.mutations else 0):
             mutants = self._pool.mutants(parents, each, seed=self._lot_seed(number))
-            met = set(candidates)  # who stays a parent has the same children again
-            new = [c for c in mutants if c not in met]
+            new = [c for c in mutants if c not in met]  # who stays a parent has the same children again
+            met.update(new)
             candidates, scores = candidates + new, np.concatenate([scores, self._score(belief, self.rows.of(new))])
             parents = [candidates[i] for i in np.argsort(-scores, kind="stable")[:_PARENTS]]
         best = next((i for i in np.argsort(-scores, kind="stable") if accepts(candidates[i])), None)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages._rdb.models import TrialParamModel
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -269,8 +270,8 @@ class _Connection(sqlite3.Connection):
 
 
 class _Storage(RDBStorage):
-    """Writes a trial without asking, a query a parameter, whether each has the distribution that it had before: one
-    space has one of each."""
+    """Writes the parameters of a new trial down as they are: with one space and one writer, Optuna need not look for
+    the trial, and for the distribution that each had before, two queries a parameter."""
 
     def _set_trial_param_without_commit(
         self,
@@ -281,10 +282,11 @@ class _Storage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None = None,
     ) -> None:
-        previous = previous_distribution or distribution
-        super()._set_trial_param_without_commit(
-            session, trial_id, param_name, param_value_internal, distribution, previous
+        said = distribution_to_json(distribution)
+        row = TrialParamModel(
+            trial_id=trial_id, param_name=param_name, param_value=param_value_internal, distribution_json=said
         )
+        session.add(row)
 
 
 def _connect(url: str) -> RDBStorage:

@@ -11,12 +11,12 @@ the same model in GPyTorch at 200 trials, and the driver needs no torch. The tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, lapack, solve_triangular
+from scipy.linalg import cho_solve, cholesky, lapack, solve_triangular
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
@@ -51,16 +51,17 @@ class Kernel:
     def distances(self, x: Array) -> Array:
         """Give squared distances by group, ``(n_groups, n_rows, n_rows)``."""
         parts = (x[:, self.groups == g] for g in range(self.n_groups))
-        return np.stack([_squared_distances(part, part) for part in parts])
+        return np.stack([_squared_distances_to(part)(part) for part in parts])
 
     def laid_out(self, of: Mapping[str, float], *, power: float) -> Array:
         """Lay out what is said of amplitude, length and noise as a vector of hyperparameters."""
         return np.array([of["amplitude"], *[power * of["length"]] * self.n_groups, of["noise"]])
 
-    def between(self, theta: Array, a: Array, b: Array) -> Array:
-        """Give the covariance of the noiseless values at two sets of rows, ``(n_a, n_b)``."""
+    def covariance_with(self, theta: Array, b: Array) -> Callable[[Array], Array]:
+        """Give what computes the covariance of the noiseless values at rows with those at `b`: a -> ``(n_a, n_b)``."""
         columns = np.exp(theta[1:-1] / 2)[self.groups]
-        return np.asarray(np.exp(theta[0]) * _matern(np.sqrt(5 * _squared_distances(a * columns, b * columns))))
+        squared = _squared_distances_to(b * columns)
+        return lambda a: np.exp(theta[0]) * _matern(np.sqrt(5 * squared(a * columns)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,15 @@ class GaussianProcess:
     Attributes:
         theta: The hyperparameters, see `Kernel`.
         x: ``(n_rows, n_columns)``.
+        covariance: Of the noiseless values at new rows with those at `x`.
         offset, scale: The targets' mean and deviation before they were standardised.
         level: The constant to which predictions return far from data, standardised.
         fitted: ``(n_rows,)``: the mean of the noiseless values at `x`, in the targets' unit.
     """
 
-    kernel: Kernel
     theta: Array
     x: Array
+    covariance: Callable[[Array], Array]
     offset: float
     scale: float
     level: float
@@ -92,7 +94,7 @@ class GaussianProcess:
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Give mean and deviation of the noiseless values at new rows, ``(n_rows,)`` each, in the targets' unit."""
-        cross = self.kernel.between(self.theta, x, self.x)
+        cross = self.covariance(x)
         mean = self.level + cross @ self.weights
         solved = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
         variance = np.maximum(np.exp(self.theta[0]) - (solved**2).sum(axis=0), 1e-12)
@@ -131,13 +133,14 @@ def condition(kernel: Kernel, theta: Array, x: Array, y: Array, *, noise: Array 
     """Make the model that has these hyperparameters and has seen these rows; see `fit_hyperparameters`."""
     target, offset, scale = _standardised(y)
     extra = np.zeros(len(y)) if noise is None else (noise / scale) ** 2
-    noiseless = kernel.between(theta, x, x)
+    covariance = kernel.covariance_with(theta, x)
+    noiseless = covariance(x)
     factor = _cholesky(noiseless + np.diag(np.exp(theta[-1]) + extra))
     ones = cho_solve((factor, True), np.ones(len(x)), check_finite=False)
     level = float(ones @ target) / float(ones.sum())
     weights = cho_solve((factor, True), target - level, check_finite=False)
     fitted = offset + scale * (level + noiseless @ weights)
-    return GaussianProcess(kernel, theta, x, offset, scale, level, factor, weights, fitted)
+    return GaussianProcess(theta, x, covariance, offset, scale, level, factor, weights, fitted)
 
 
 def compressed(losses: Array, *, best: float, worth: float) -> Array:
@@ -160,18 +163,33 @@ def _standardised(y: Array) -> tuple[Array, float, float]:
     return (y / largest - offset) / scale, offset * largest, scale * largest
 
 
-def _squared_distances(a: Array, b: Array) -> Array:
+def _squared_distances_to(b: Array) -> Callable[[Array], Array]:
     # Seen from a row of b, the columns in which b does not differ, two thirds of those of the default space, are zeros
     # there: they are no part of the product.
-    a, b = a - b[:1], b - b[:1]
+    origin = b[:1]
+    b = b - origin
     differs = b.any(axis=0)
-    norms = np.einsum("ij,ij->i", a, a)[:, None] + np.einsum("ij,ij->i", b, b)
-    return np.maximum(norms - 2 * a[:, differs] @ b[:, differs].T, 0.0)
+    b = b[:, differs]
+    b_norms, turned = np.einsum("ij,ij->i", b, b), -2 * b.T
+
+    def squared(a: Array) -> Array:
+        a = a - origin
+        found = a[:, differs] @ turned
+        found += np.einsum("ij,ij->i", a, a)[:, None]
+        found += b_norms
+        return np.maximum(found, 0.0, out=found)
+
+    return squared
 
 
 def _matern(distance: Array) -> Array:
     """Give Matern-5/2 correlations of distances, in units of ``length / sqrt(5)``."""
-    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
+    value = distance / 3
+    value += 1
+    value *= distance
+    value += 1  # in place: to fill new pages takes as long as to compute
+    value *= np.exp(-distance)
+    return value
 
 
 def _matern_slope(distance: Array) -> Array:
@@ -183,7 +201,7 @@ def _cholesky(covariance: Array) -> Array:
     """Give the lower factor; what rounding took from the diagonal is given back."""
     for jitter in (0.0, 1e-8, 1e-6, 1e-4):
         try:
-            return np.tril(cho_factor(covariance + jitter * np.eye(len(covariance)), lower=True, check_finite=False)[0])
+            return np.asarray(cholesky(covariance + jitter * np.eye(len(covariance)), lower=True, check_finite=False))
         except np.linalg.LinAlgError:
             continue
     raise np.linalg.LinAlgError("the covariance is not positive definite")
@@ -204,7 +222,8 @@ def _negative_log_likelihood(
     except np.linalg.LinAlgError:
         return 1e10, np.zeros_like(theta)
     inverse, _ = lapack.dpotri(factor, lower=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    inverse = inverse + inverse.T  # of the upper half there were zeros
+    inverse[np.diag_indices(n)] /= 2
     row_sums = inverse.sum(axis=1)
     level = float(row_sums @ target) / float(row_sums.sum())
     weights = inverse @ (target - level)
