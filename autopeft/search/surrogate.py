@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, lapack, solve_triangular
 from scipy.optimize import minimize
+from scipy.spatial.distance import pdist
 
 Array = NDArray[np.float64]
 
@@ -49,9 +50,12 @@ class Kernel:
         return int(self.groups.max()) + 1 if len(self.groups) else 0
 
     def distances(self, x: Array) -> Array:
-        """Give squared distances by group, ``(n_groups, n_rows, n_rows)``."""
-        parts = (x[:, self.groups == g] for g in range(self.n_groups))
-        return np.stack([_squared_distances_to(part)(part) for part in parts])
+        """Give squared distances by group, ``(n_groups, n_pairs)``.
+
+        The pairs of rows are in the order of SciPy's `pdist`: the first with all others, the second with those after
+        it, and so on.
+        """
+        return np.stack([pdist(x[:, self.groups == g], "sqeuclidean") for g in range(self.n_groups)])
 
     def laid_out(self, of: Mapping[str, float], *, power: float) -> Array:
         """Lay out what is said of amplitude, length and noise as a vector of hyperparameters."""
@@ -120,7 +124,7 @@ def fit_hyperparameters(kernel: Kernel, x: Array, y: Array, *, noise: Array | No
     bounds.append((np.log(NOISE_FLOOR), 2.0))
 
     def objective(theta: Array) -> tuple[float, Array]:
-        value, gradient = _negative_log_likelihood(kernel, theta, distances, target, extra)
+        value, gradient = _negative_log_likelihood(theta, distances, target, extra)
         off = (theta - mean) / spread
         return value + float(off @ off) / 2, gradient + off / spread
 
@@ -198,7 +202,7 @@ def _matern_slope(distance: Array) -> Array:
 
 
 def _cholesky(covariance: Array) -> Array:
-    """Give the lower factor; what rounding took from the diagonal is given back."""
+    """Give the lower factor, of the lower half; what rounding took from the diagonal is given back."""
     for jitter in (0.0, 1e-8, 1e-6, 1e-4):
         try:
             return np.asarray(cholesky(covariance + jitter * np.eye(len(covariance)), lower=True, check_finite=False))
@@ -207,33 +211,34 @@ def _cholesky(covariance: Array) -> Array:
     raise np.linalg.LinAlgError("the covariance is not positive definite")
 
 
-def _negative_log_likelihood(
-    kernel: Kernel, theta: Array, distances: Array, target: Array, extra: Array
-) -> tuple[float, Array]:
-    """Give the negative log likelihood without its constant, the best level put in, and its gradient."""
+def _negative_log_likelihood(theta: Array, distances: Array, target: Array, extra: Array) -> tuple[float, Array]:
+    """Give the negative log likelihood without its constant, the best level put in, and its gradient.
+
+    Args:
+        distances: As `Kernel.distances` gives them: all is symmetric, so half of it is computed.
+    """
     n = len(target)
+    pairs = np.flatnonzero(np.tri(n, k=-1, dtype=np.bool_).T)  # their places in the lower half, column after column
     inverse_squares = np.exp(theta[1:-1])
-    distance = np.sqrt(5 * np.tensordot(inverse_squares, distances, axes=1))
+    distance = np.sqrt(5 * (inverse_squares @ distances))
     covered = np.exp(theta[0]) * _matern(distance)
-    covariance = covered.copy()
-    covariance[np.diag_indices(n)] += np.exp(theta[-1]) + extra
+    covariance = np.zeros(n * n)
+    covariance[pairs], covariance[:: n + 1] = covered, np.exp(theta[0]) + np.exp(theta[-1]) + extra
     try:
-        factor = _cholesky(covariance)
+        factor = _cholesky(covariance.reshape(n, n).T)
     except np.linalg.LinAlgError:
         return 1e10, np.zeros_like(theta)
-    inverse, _ = lapack.dpotri(factor, lower=1)
-    inverse = inverse + inverse.T  # of the upper half there were zeros
-    inverse[np.diag_indices(n)] /= 2
-    row_sums = inverse.sum(axis=1)
-    level = float(row_sums @ target) / float(row_sums.sum())
-    weights = inverse @ (target - level)
+    ones = cho_solve((factor, True), np.ones(n), check_finite=False)
+    level = float(ones @ target) / float(ones.sum())
+    weights = cho_solve((factor, True), target - level, check_finite=False)
     value = float((target - level) @ weights) / 2 + float(np.log(np.diag(factor)).sum())
     # d value = tr(pull dK) / 2
-    pull = inverse - np.outer(weights, weights)
-    by_group = distances.reshape(len(distances), -1) @ (pull * _matern_slope(distance)).ravel()
+    inverse, _ = lapack.dpotri(factor, lower=1)
+    pull = (inverse.T - np.outer(weights, weights)).ravel()
+    on_diagonal, pull = float(pull[:: n + 1].sum()), pull[pairs]
     gradient = [
-        float((pull * covered).sum()),
-        *np.exp(theta[0]) * by_group * inverse_squares,
-        float(np.diag(pull).sum() * np.exp(theta[-1])),
+        np.exp(theta[0]) * on_diagonal + 2 * float(pull @ covered),
+        *2 * np.exp(theta[0]) * (distances @ (pull * _matern_slope(distance))) * inverse_squares,
+        np.exp(theta[-1]) * on_diagonal,
     ]
     return value, np.array(gradient) / 2
