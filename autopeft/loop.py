@@ -112,8 +112,9 @@ def search(
                 told.add(objective.name)
                 view.note(why)
         done = done or record.state == "complete"
-        sitting.append(record)
-        _stop_if_hopeless(sitting)
+        if len(sitting) < SAME_FAILURES:  # no more are looked at, and records are large
+            sitting.append(record)
+            _stop_if_hopeless(sitting)
 
     while True:
         while len(running) < executor.capacity:

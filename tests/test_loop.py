@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from itertools import count
@@ -46,6 +47,20 @@ def test_the_number_counts_over_all_sittings(run):
     assert (ending, len(records), len(runner.units)) == ("trials", 6, 2)
     assert run(runner, trials=6)[1] == records
     assert len(runner.units) == 2
+
+
+def test_a_driver_holds_no_more_curves_the_longer_it_runs(run):
+    """Loss curves are most of a record; the file keeps them, the driver those of the front and of the first trials."""
+    held = []
+
+    def measure(unit):
+        alive = (x for x in gc.get_objects() if type(x) is Measurement and x.curve)
+        held.append(len({id(x) for x in alive}))
+        return Measurement(float(unit.candidate["x"]), curve=tuple((i, 1.0) for i in range(50)))
+
+    run(Runner(measure), trials=20)
+    run(Runner(measure), trials=40)
+    assert max(held[20:]) <= max(held[:20]) <= SAME_FAILURES + 3
 
 
 def test_the_time_ends_the_search_before_a_trial_that_would_not_end_in_it(run):
