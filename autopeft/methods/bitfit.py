@@ -6,6 +6,9 @@ that lacks it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from autopeft.anatomy import Anatomy, Bias
 from autopeft.methods.method import Build, Method, Settings, is_amount, is_switch, number
 from autopeft.space import setting_at
@@ -30,22 +33,29 @@ def count(settings: Settings, anatomy: Anatomy) -> int:
 
 def _trained(settings: Settings, anatomy: Anatomy) -> tuple[list[Bias], list[Bias]]:
     """Give the biases that are on: those that the model has, and those that it lacks."""
-    own = [bias for bias in anatomy.biases if _is_on(bias, settings)]
+    is_on = _judge(settings)
+    own = [bias for bias in anatomy.biases if is_on(bias)]
     if not settings.get("new", True):
         return own, []
     has = {bias.name for bias in anatomy.biases}
     lacking = ((name, x) for x in anatomy.linears if (name := f"{x.name}.bias") not in has)
     new = (Bias(name, x.kind, x.layer, x.fan_out) for name, x in lacking)
-    return own, [bias for bias in new if _is_on(bias, settings)]
+    return own, [bias for bias in new if is_on(bias)]
 
 
-def _is_on(bias: Bias, settings: Settings) -> bool:
-    if bias.kind == "norm" and not settings.get("norms", True):
-        return False
-    if bias.layer is None:
-        return bool(settings.get("outer", True))
-    kind = 1 if bias.kind == "norm" else number(setting_at(settings.get("kinds", 1), kind=bias.kind), 1)
-    return kind * number(setting_at(settings.get("layers", 1), layer=bias.layer), 1) > 0
+def _judge(settings: Settings) -> Callable[[Bias], bool]:
+    """Tell of biases whether they are on; a setting is read once a layer and once a kind, not once a bias."""
+    kinds, layers = settings.get("kinds", 1), settings.get("layers", 1)
+    norms, outer = bool(settings.get("norms", True)), bool(settings.get("outer", True))
+    of_kind = cache(lambda kind: number(setting_at(kinds, kind=kind), 1) > 0)
+    of_layer = cache(lambda layer: number(setting_at(layers, layer=layer), 1) > 0)
+
+    def is_on(bias: Bias) -> bool:
+        if not (norms if bias.kind == "norm" else bias.layer is None or of_kind(bias.kind)):
+            return False
+        return outer if bias.layer is None else of_layer(bias.layer)
+
+    return is_on
 
 
 METHOD = Method(
