@@ -10,7 +10,7 @@ aims leaves much of what the others look for out of sight, so proposals take tur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +50,7 @@ class Results:
 
     Attributes:
         known: ``(n_objectives,)``: which objectives are exact functions of a candidate.
-        x: ``(n_done, n_columns)``: features of what has results.
+        x: Rows of what has results -> their features, ``(n_rows, n_columns)``: of many trials few are learned from.
         losses: ``(n_done, n_objectives)``, finite, smaller is better.
         exact: ``(n_done, n_objectives)``: the losses as computed beforehand; of what is not known anything.
         failed: Features of what failed.
@@ -63,7 +63,7 @@ class Results:
     """
 
     known: NDArray[np.bool_]
-    x: Array
+    x: Callable[[NDArray[np.int64]], Array]
     losses: Array
     exact: Array
     failed: Array
@@ -117,7 +117,7 @@ class Hyperparameters:
             rows = chosen_rows(on, FITTED)
             scale = _scales(self._objectives, losses, on, by_ratio=True)[j]
             self._known = {k: v for k, v in self._known.items() if k[0] != j}
-            x, target = results.x[:n][rows], scale(losses[:, j])
+            x, target = results.x(rows), scale(losses[:, j])
             y, noise = target[rows], np.zeros(len(rows))
             if self._objectives[j] is quality_objective(self._objectives):
                 expected, doubt = expected_from_earlier(results.guess[:n], target, results.earlier_guess)
@@ -180,7 +180,7 @@ class Belief:
                 self.models.append(None)
                 continue
             theta = hyperparameters.of(j, results)
-            x, y, noise = results.x[rows], target[rows], np.zeros(len(rows))
+            x, y, noise = results.x(rows), target[rows], np.zeros(len(rows))
             guessed = results.running
             if j == quality:
                 expected, doubt = expected_from_partial(results.partial, target, results.unfinished_partial)
@@ -267,7 +267,7 @@ def _success_model(kernel: Kernel, results: Results, rows: NDArray[np.int64]) ->
     if not len(results.failed):
         return None
     failed = results.failed[-len(rows) - 1 :]
-    x = np.concatenate([results.x[rows], failed])
+    x = np.concatenate([results.x(rows), failed])
     y = np.concatenate([np.ones(len(rows)), np.zeros(len(failed))])
     half = FITTED // 2
     of_each = np.concatenate([np.arange(len(rows))[-half:], np.arange(len(rows), len(y))[-half:]])

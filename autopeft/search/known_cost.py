@@ -83,9 +83,7 @@ class KnownCost:
             return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
         drawn = self._drawn(number)
         belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
-        others = self._pool.fresh(self._options.fresh // 16, random)
-        candidates = drawn.candidates + others
-        scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.rows.of(others))])
+        candidates, scores = list(drawn.candidates), self._score(belief, drawn)
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
         each, met = self._options.mutants // self._options.rounds, set(candidates)
         for _ in range(self._options.rounds if self._options.mutations else 0):
@@ -150,12 +148,13 @@ class KnownCost:
         objectives = self._problem.objectives
         values = np.array([trial.values for trial in complete], dtype=np.float64)
         losses = values.reshape(len(complete), len(objectives)) * [o.loss(1.0) for o in objectives]
-        x, exact = self.rows.of_trials(complete)
+        at = self.rows.places(complete)
+        exact = self.rows.exact_at(at)
         begun, begun_exact = self.rows.of_trials(unfinished)
         is_known = [bool(np.allclose(*pair, rtol=1e-9, atol=0)) for pair in zip(losses.T, exact.T, strict=True)]
         return [trial.candidate for trial in complete], Results(
             known=np.array(is_known) & self._options.known_costs,
-            x=x,
+            x=lambda rows: self.rows.features_at(at[rows]),
             losses=losses,
             exact=exact,
             failed=self.rows.of_trials(failed)[0],
@@ -164,7 +163,7 @@ class KnownCost:
             unfinished_exact=begun_exact,
             unfinished_partial=[trial.partial for trial in unfinished],
             running=np.array([trial.state == "running" for trial in unfinished], dtype=np.bool_),
-            guess=self._earlier.guess(x),
+            guess=self._earlier.guess(self.rows.features_at(at)) if self._problem.prior else np.empty((len(at), 0)),
             earlier=self._earlier.x,
             earlier_guess=self._earlier.own_guess,
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopeft.candidates import Candidate, Scalar
 from autopeft.problem import Problem
@@ -46,7 +47,8 @@ class CandidateRows:
         self.kernel = self._features.kernel
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
         self._trials: dict[int, Candidate] = {}
-        self._x = np.empty((0, len(self._features.names)))
+        # Half as long as what is computed with: a long search keeps a row a trial, and features are a few levels.
+        self._x = np.empty((0, len(self._features.names)), dtype=np.float32)
         self._exact = np.empty((0, len(problem.objectives)))
 
     def of(self, candidates: list[Candidate]) -> InRows:
@@ -56,6 +58,11 @@ class CandidateRows:
 
     def of_trials(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
         """Give features and exact losses of trials."""
+        at = self.places(trials)
+        return self.features_at(at), self.exact_at(at)
+
+    def places(self, trials: Sequence[Observed]) -> NDArray[np.int64]:
+        """Give where the rows of trials are kept, ``(n_trials,)``; of those that are new they are computed."""
         # By number, which is quick to look up; a sampler of plain Optuna may be used for several studies.
         new = [t for t in trials if self._trials.get(t.number) != t.candidate]
         if new:
@@ -64,13 +71,20 @@ class CandidateRows:
             at = [t.number for t in new]
             self._x[at], self._exact[at] = read.x, read.exact
             self._trials.update((t.number, t.candidate) for t in new)
-        numbers = np.array([t.number for t in trials], dtype=np.int64)
-        return self._x[numbers], self._exact[numbers]
+        return np.array([t.number for t in trials], dtype=np.int64)
+
+    def features_at(self, places: NDArray[np.int64]) -> Array:
+        """Give the features that are kept there, ``(n_places, n_columns)``."""
+        return self._x[places].astype(np.float64)
+
+    def exact_at(self, places: NDArray[np.int64]) -> Array:
+        """Give the exact losses that are kept there, ``(n_places, n_objectives)``."""
+        return self._exact[places]
 
     def _make_room(self, count: int) -> None:
         if count > len(self._x):
             more = max(64, count, 3 * len(self._x) // 2) - len(self._x)
-            self._x = np.concatenate([self._x, np.zeros((more, self._x.shape[1]))])
+            self._x = np.concatenate([self._x, np.zeros((more, self._x.shape[1]), dtype=np.float32)])
             self._exact = np.concatenate([self._exact, np.zeros((more, self._exact.shape[1]))])
 
     def features(self, candidates: Sequence[Candidate]) -> Array:

@@ -117,7 +117,7 @@ def test_earlier_trials_are_no_results():
     engine = KnownCost(replace(COLD, prior=(prior_of(),)), seed=0)
     done, results = engine._results(observed(8))
     assert done == [t.candidate for t in observed(8)]
-    assert len(results.losses) == len(results.x) == 8
+    assert len(results.losses) == len(results.exact) == 8
     assert len(engine._believe(results, aim="by ratio").front) == 8
 
 
