@@ -1,5 +1,7 @@
 """What a trial costs beside its steps: units of work of no steps, piece by piece, in one process and on Ray Tune.
 
+They are judged on one row, for what the evaluation of many costs is theirs.
+
     local   a worker in this process: CPU milliseconds of each piece of a unit, the least of some repeats, the mean over
             the configurations; "rest" is what no piece has
     ray     wall milliseconds from one trial's end to the next one's: of an empty class Trainable that Tune reuses, of
@@ -154,11 +156,11 @@ def main() -> None:
         if args.ray:
             on_ray.append({"what": "empty Ray Tune trial", "wall": measure_empty_tune(30, Path(folder)), "inside": 0.0})
             spec = WorkerSpec("overhead:Idle")
-            setting = make_setting(args.models[0], Path(folder) / "idle", steps=1)
+            setting = make_setting(args.models[0], Path(folder) / "idle", steps=1, eval_rows=1)
             wall, inside = measure_executor(spec, units_of(setting, 30))
             on_ray.append({"what": "autopeft, nothing to do", "wall": wall, "inside": inside})
         for model in args.models:
-            setting = make_setting(model, Path(folder) / model, steps=1)
+            setting = make_setting(model, Path(folder) / model, steps=1, eval_rows=1)
             units = units_of(setting, args.units)
             if args.ray:
                 wall, inside = measure_executor(setting.spec(), [*units, *units])

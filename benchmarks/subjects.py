@@ -101,7 +101,10 @@ SUBJECTS = {
     "llama25m": Subject(make_llama, "causal-lm", batch_size=8, max_length=64, eval_rows=64),
     "minilm": Subject(make_minilm, "text-classification", batch_size=16, max_length=32, eval_rows=320),
     "stories260k": Subject(make_stories, "causal-lm", batch_size=8, max_length=64, eval_rows=64),
+    "llama25m-small": Subject(make_llama, "causal-lm", batch_size=4, max_length=16, eval_rows=64),
+    "stories260k-small": Subject(make_stories, "causal-lm", batch_size=4, max_length=16, eval_rows=64),
 }
+"""Those called small have 64 tokens a step in place of 512: there more of a trial is not arithmetic."""
 
 
 def write_data(subject: Subject, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,18 @@ class Setting:
         )
 
 
-def make_setting(model: str, work: Path, *, steps: int) -> Setting:
+def make_setting(model: str, work: Path, *, steps: int, eval_rows: int | None = None) -> Setting:
     """Write the model and the data of a subject, and prepare a run directory.
+
+    Args:
+        eval_rows: Rows to judge on; by default the subject's.
 
     Raises:
         FileNotFoundError: If the model cannot be had.
     """
     from autopeft.trial.prepared import write
 
-    subject = SUBJECTS[model]
+    subject = replace(SUBJECTS[model], eval_rows=eval_rows or SUBJECTS[model].eval_rows)
     if reason := subject.make(work / "model"):
         raise FileNotFoundError(reason)
     write_data(subject, work / "data")

@@ -28,7 +28,7 @@ Aim = Literal["by ratio", "by difference", "best quality"]
 TURNS: tuple[Aim, ...] = ("by ratio", "by difference", "by ratio", "best quality")
 """What successive proposals aim at."""
 
-FITTED = 192
+FITTED = 128
 """Trials that hyperparameters are learned from at most."""
 
 CONDITIONED = 256

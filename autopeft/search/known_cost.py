@@ -129,7 +129,7 @@ class KnownCost:
         """Give fresh candidates, the same ones for some proposals: to draw them is much of what a proposal costs."""
         lot = number // _LOT
         if self._lot is None or self._lot[0] != lot:
-            self.rows.forget_counts()
+            self.rows.forget()
             fresh = self._pool.fresh(self._options.fresh, Random(self._lot_seed(number)))
             self._lot = lot, self.rows.of(fresh + self._earlier.elite)
         return self._lot[1]

@@ -1,7 +1,8 @@
 """Candidates of a problem as rows of numbers: features for a model, and what is known of their losses beforehand.
 
-To count a candidate is much of what a proposal costs, and a long search looks at all its trials each time; so counts
-are remembered for a while, and what is computed of a trial is computed once.
+To count a candidate and to lay it out is much of what a proposal costs, successive proposals look at much the same
+ones, and a long search looks at all its trials each time; so what is computed of a candidate is remembered for a while,
+and what is computed of a trial for good.
 """
 
 from __future__ import annotations
@@ -46,15 +47,22 @@ class CandidateRows:
         self._features = Features(problem.space, with_cost=problem.is_counted)
         self.kernel = self._features.kernel
         self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
+        self._computed: dict[Candidate, tuple[Array, Array]] = {}
         self._trials: dict[int, Candidate] = {}
         # Half as long as what is computed with: a long search keeps a row a trial, and features are a few levels.
         self._x = np.empty((0, len(self._features.names)), dtype=np.float32)
         self._exact = np.empty((0, len(problem.objectives)))
 
     def of(self, candidates: list[Candidate]) -> InRows:
-        """Compute what is told of candidates."""
-        costs = self.costs(candidates)
-        return InRows(candidates, self._features.of(candidates, costs), self._known(candidates, costs))
+        """Compute what is told of candidates; what was computed stays until it is forgotten."""
+        if new := [c for c in dict.fromkeys(candidates) if c not in self._computed]:
+            costs = self.costs(new)
+            rows = zip(self._features.of(new, costs), self._known(new, costs), strict=True)
+            self._computed.update(zip(new, rows, strict=True))
+        x, exact = np.empty((len(candidates), self._x.shape[1])), np.empty((len(candidates), self._exact.shape[1]))
+        for i, candidate in enumerate(candidates):
+            x[i], exact[i] = self._computed[candidate]
+        return InRows(candidates, x, exact)
 
     def of_trials(self, trials: Sequence[Observed]) -> tuple[Array, Array]:
         """Give features and exact losses of trials."""
@@ -113,6 +121,7 @@ class CandidateRows:
             self._counted[key] = self._problem.adapter_params(candidate)
         return self._counted[key]
 
-    def forget_counts(self) -> None:
-        """Forget what was counted, or a long search would keep every candidate that it ever looked at."""
+    def forget(self) -> None:
+        """Forget what is no trial's, or a long search would keep every candidate that it ever looked at."""
         self._counted.clear()
+        self._computed.clear()
