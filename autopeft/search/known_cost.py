@@ -39,13 +39,14 @@ class Options:
     Attributes:
         known_costs: Take exact costs as known, not as one more thing to learn.
         mutations: Put mutations of the front, and then of the best of the pool, beside the fresh candidates.
-        fresh, mutants: How many candidates of each are in a pool.
+        fresh: How many fresh candidates some proposals share; each draws an eighth as many of its own beside them.
+        mutants: How many mutations are in a pool.
         rounds: How often there are mutations.
     """
 
     known_costs: bool = True
     mutations: bool = True
-    fresh: int = 400
+    fresh: int = 200
     mutants: int = 300
     rounds: int = 3
 
@@ -83,7 +84,9 @@ class KnownCost:
             return next((c for c in chain(self._earlier.elite[:STARTUP], spread) if accepts(c)), None)
         drawn = self._drawn(number)
         belief = self._believe(results, aim=TURNS[number % len(TURNS)], drawn=drawn)
-        candidates, scores = list(drawn.candidates), self._score(belief, drawn)
+        others = self._pool.fresh(self._options.fresh // 8, random)
+        candidates = drawn.candidates + others
+        scores = np.concatenate([self._score(belief, drawn), self._score(belief, self.rows.of(others))])
         parents = [done[belief.rows[i]] for i in np.flatnonzero(on_front(belief.front[: len(belief.rows)]))]
         each, met = self._options.mutants // self._options.rounds, set(candidates)
         for _ in range(self._options.rounds if self._options.mutations else 0):

@@ -400,6 +400,20 @@ def test_rows_of_trials_are_the_same_however_they_were_asked_for():
     assert np.array_equal(rows.of_trials([changed])[0], kept[6:7])
 
 
+def test_rows_are_in_the_order_asked_for_whatever_was_computed_before():
+    candidates = [trial.candidate for trial in observed(40)]
+    alone, rows = CandidateRows(problem_of()).of(candidates), CandidateRows(problem_of())
+    rows.of(candidates[10:20])
+    order = [30, 12, 12, 3, 19, 0]
+    again = rows.of([candidates[i] for i in order])
+    rows.forget()
+    anew = rows.of([candidates[i] for i in order])
+    for read in (again, anew):
+        assert np.array_equal(read.x, alone.x[order])
+        assert np.array_equal(read.exact, alone.exact[order])
+    assert rows.of([]).x.shape == (0, alone.x.shape[1])
+
+
 def test_partial_results_are_read_by_those_that_went_on():
     known = [{5: float(loss)} for loss in range(6)]
     target = np.array([2.0 * loss + 1 for loss in range(6)])
