@@ -32,6 +32,13 @@ class Candidate(Plain):
     def __getitem__(self, name: str) -> Scalar:
         return self.values[name]
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether all values are equal; 1 and True, of which a choice may have both, are not."""
+        if not isinstance(other, Candidate):
+            return NotImplemented
+        pairs = zip(self.values.values(), other.values.values(), strict=False)
+        return self.values == other.values and all(isinstance(a, bool) == isinstance(b, bool) for a, b in pairs)
+
     def __hash__(self) -> int:
         return hash(tuple(self.values.items()))
 

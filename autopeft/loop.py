@@ -173,9 +173,9 @@ def _wrong(objective: Objective, record: TrialRecord) -> str:
 
 
 def _stop_if_hopeless(records: Sequence[TrialRecord]) -> None:
-    first = records[:SAME_FAILURES]
-    if len(records) == SAME_FAILURES and all(r.state == "failed" and r.reason == first[0].reason for r in first):
-        why = f"{first[0].reason}\n{first[0].traceback}"
+    first = records[0]
+    if len(records) == SAME_FAILURES and all(r.state == "failed" and r.reason == first.reason for r in records):
+        why = f"{first.reason}\n{first.traceback}"
         raise AllTrialsFailedError(f"the first {SAME_FAILURES} trials failed alike: {why}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
@@ -87,10 +87,10 @@ class Problem:
             return self._own_count(candidate)
         return 1 if self.anatomy is None else adapter_params(candidate, self.anatomy)
 
-    def counted_by(self, candidate: Candidate) -> tuple[tuple[str, Scalar], ...]:
+    def counted_by(self, candidate: Candidate) -> Hashable:
         """Give those of a candidate's values that decide `adapter_params`: with a cost function all of them."""
         if self.own_cost is not None or self.anatomy is None:
-            return tuple(candidate.values.items())
+            return candidate
         own = f"{candidate['method']}."
         return tuple(said for said in candidate.values.items() if said[0] == "method" or said[0].startswith(own))
 

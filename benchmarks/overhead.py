@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from results import write_rows
-from subjects import SUBJECTS, TARGETS, configurations
+from subjects import SUBJECTS, TARGETS, USUAL, configurations
 from workers import Setting, make_setting
 
 from autopeft.work import Measurement, WorkerSpec, WorkUnit
@@ -145,7 +145,7 @@ def _median(seconds: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(USUAL))
     parser.add_argument("--units", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ray", action="store_true", help="on Ray Tune too")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from results import write_rows
-from subjects import SUBJECTS
+from subjects import SUBJECTS, USUAL
 from workers import Setting, make_setting
 
 CUTS = (0.25, 0.5, 0.75, 0.9)
@@ -74,7 +74,7 @@ def _other(setting: Setting) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(USUAL))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prefix_cache.csv")

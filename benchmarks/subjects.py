@@ -106,6 +106,8 @@ SUBJECTS = {
 }
 """Those called small have 64 tokens a step in place of 512: there more of a trial is not arithmetic."""
 
+USUAL = ("llama25m", "minilm", "stories260k")
+
 
 def write_data(subject: Subject, folder: Path) -> None:
     """Write the docstrings as the subject's data; for a language model several in a row, so that all rows are long."""

@@ -1,4 +1,4 @@
-"""The same 24 LoRA trainings by four ways: how many an hour, at what CPU time, with which losses.
+"""The same 24 LoRA trainings by five ways: how many an hour, at what CPU time, with which losses.
 
     naive   Ray Tune + OptunaSearch + Hugging Face Trainer, as their documentation shows: the model is loaded per trial
     reuse   the same with `reuse_actors=True`: the process stays, and with it the imports
@@ -212,6 +212,9 @@ def main() -> None:
             flops, rate = json.loads((work / "setup.json").read_text())["flops"], _rate(args.core)
             first: list[float] = []
             for variant in args.variants:
+                if variant == "together" and args.trials <= TOGETHER:
+                    print(f"{model}, together: skipped: of {args.trials} trials all would end with the first")
+                    continue
                 trials = args.peer_trials if args.peer_trials and variant in ("naive", "reuse") else args.trials
                 row = measure(variant, model, work, core=args.core, trials=trials)
                 losses = row["losses"]

@@ -7,13 +7,13 @@ and what is computed of a trial for good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.candidates import Candidate, Scalar
+from autopeft.candidates import Candidate
 from autopeft.problem import Problem
 from autopeft.search.engine import Observed
 from autopeft.search.features import Features
@@ -46,7 +46,7 @@ class CandidateRows:
         self._problem = problem
         self._features = Features(problem.space, with_cost=problem.is_counted)
         self.kernel = self._features.kernel
-        self._counted: dict[tuple[tuple[str, Scalar], ...], int] = {}
+        self._counted: dict[Hashable, int] = {}
         self._computed: dict[Candidate, tuple[Array, Array]] = {}
         self._trials: dict[int, Candidate] = {}
         # Half as long as what is computed with: a long search keeps a row a trial, and features are a few levels.

@@ -42,7 +42,7 @@ def run_script(cli: Callable[..., Ended], name: str, *arguments: object, folder:
     """
     (folder / "bin").mkdir()
     wrapper = folder / "bin" / "autopeft"
-    wrapper.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> {folder / 'asked'}\n")
+    wrapper.write_text(f"#!/bin/sh\nset -C  # once\nprintf '%s\\0' \"$@\" > {folder / 'asked'}\n")
     wrapper.chmod(0o755)
     path = f"{folder / 'bin'}:{Path(program()).parent}:{os.environ['PATH']}"
     subprocess.run(

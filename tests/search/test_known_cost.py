@@ -400,6 +400,27 @@ def test_rows_of_trials_are_the_same_however_they_were_asked_for():
     assert np.array_equal(rows.of_trials([changed])[0], kept[6:7])
 
 
+@pytest.mark.parametrize("first", [1, True])
+def test_one_and_true_are_two_candidates(first):
+    """A choice may have both, and then they may cost and mean something else."""
+    cost = {"1": 1000, "True": 5}
+    problem = problem_of({"a": {"choices": [1, True]}, "x": {"low": 0, "high": 1}}, cost=lambda c: cost[str(c["a"])])
+    rows = CandidateRows(problem)
+    rows.of([Candidate({"a": first, "x": 0.5})])
+    assert rows.of([Candidate({"a": a, "x": 0.5}) for a in (1, True)]).exact[:, 1].tolist() == [1000, 5]
+    assert problem.smallest()[1] == 5
+
+
+def test_what_is_remembered_of_candidates_is_forgotten_with_each_lot():
+    """Or a long search would keep every candidate that it ever looked at."""
+    engine, trials = KnownCost(problem_of(), seed=0), observed(20)
+    held = []
+    for number in range(20, 20 + 8 * 32, 32):
+        engine.propose(trials, number=number, accepts=lambda c: True)
+        held.append(len(engine.rows._computed))
+    assert max(held) < 2 * min(held)
+
+
 def test_rows_are_in_the_order_asked_for_whatever_was_computed_before():
     candidates = [trial.candidate for trial in observed(40)]
     alone, rows = CandidateRows(problem_of()).of(candidates), CandidateRows(problem_of())
