@@ -19,7 +19,7 @@ from autopeft.request import NO_LIMIT, SearchRequest
 from autopeft.request_fields import demo_defaults, make_request
 from autopeft.result import Result
 from autopeft.search.sampler import SAMPLERS
-from autopeft.search.study import is_storage_url
+from autopeft.search.storage import is_storage_url
 from autopeft.sitting import run_sitting
 from autopeft.space_file import load_space, read_space
 from autopeft.store import RunDirectory

@@ -19,7 +19,8 @@ from autopeft.pareto import front
 from autopeft.plain import digest
 from autopeft.request import SearchRequest
 from autopeft.result import Result
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.store import RunDirectory
 from autopeft.view import View
 from autopeft.workers import make_executor

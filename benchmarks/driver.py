@@ -37,7 +37,8 @@ from autopeft.limits import Limits
 from autopeft.loop import search
 from autopeft.records import TrialRecord
 from autopeft.result import Result
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
 from autopeft.work import Outcome, WorkUnit

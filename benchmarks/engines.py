@@ -51,7 +51,8 @@ from autopeft.request_fields import make_request
 from autopeft.search.engine_sampler import EngineSampler
 from autopeft.search.known_cost import KnownCost, Options
 from autopeft.search.sampler import SAMPLERS
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.store import RunDirectory
 from autopeft.view import PlainView
 

@@ -17,7 +17,8 @@ from autopeft.execute.local import LocalExecutor
 from autopeft.execute.protocol import run_isolated
 from autopeft.objectives import Objective
 from autopeft.search.engine_sampler import EngineSampler
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.store import RunDirectory
 from autopeft.work import Measurement, Outcome
 

@@ -10,7 +10,8 @@ from autopeft.limits import Limits
 from autopeft.loop import search
 from autopeft.objectives import Objective
 from autopeft.problem import Problem
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.space_file import parse_space
 from autopeft.store import RunDirectory
 from autopeft.work import Measurement

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.storages._rdb.models import TrialParamModel
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from autopeft.candidates import Candidate
-from autopeft.errors import AutopeftError, DamagedRunError
 from autopeft.margin import safety_margin
 from autopeft.plain import canonical_json
 from autopeft.problem import Problem
@@ -36,6 +27,7 @@ from autopeft.search.codec import decode, distributions, encode, suggest
 from autopeft.search.reconciliation import CANDIDATE, disagrees, reconcile, told
 from autopeft.search.rungs import Ladder, Standing
 from autopeft.search.sampler import IDENTITY, SAMPLERS, FeasibleSampler, SpaceExhausted
+from autopeft.search.storage import connect, faults_told, open_study
 
 FIXED = "fixed"
 STUDY_NAME = "autopeft"
@@ -59,19 +51,6 @@ class Proposal:
     candidate: Candidate
     first: int = 0
     steps: int | None = None
-
-
-def sqlite_url(path: Path) -> str:
-    """Give the storage URL of a SQLite file."""
-    return f"sqlite:///{path.absolute()}"
-
-
-def is_storage_url(text: object) -> bool:
-    """Tell whether a text has the form of a database's URL; whether somebody answers there is another question."""
-    try:
-        return bool(make_url(str(text)).get_dialect())
-    except (ArgumentError, ModuleNotFoundError):
-        return False
 
 
 class Study:
@@ -99,12 +78,12 @@ class Study:
         engine = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
         self._feasible = FeasibleSampler(problem, engine, seed=seed)
         self._learn(records)
-        with _told_of(url):
-            self._storage = _connect(url)
-            stored = _open(self._storage, name, problem)
+        with faults_told(url):
+            self._storage = connect(url)
+            stored = open_study(self._storage, name, problem)
             if disagrees(stored, records):
                 optuna.delete_study(study_name=name, storage=self._storage)
-                stored = _open(self._storage, name, problem)
+                stored = open_study(self._storage, name, problem)
         self._study_id = stored._study_id
         self._distributions = distributions(problem.space)
         reconcile(self._storage, stored, records, problem=problem, known=self._distributions)
@@ -245,72 +224,3 @@ class Study:
     def _enqueue(self, candidate: Candidate, identity: str) -> None:
         params = encode(self._problem.space, candidate)
         self._study.enqueue_trial(params, user_attrs={FIXED: sorted(params), IDENTITY: identity})
-
-
-@contextmanager
-def _told_of(url: str) -> Iterator[None]:
-    """Say of any fault of the storage which one it is, and what to do."""
-    try:
-        yield
-    except AutopeftError:
-        raise
-    except Exception as error:
-        raise DamagedRunError(
-            f"study: cannot open {url}: {str(error).splitlines()[0]}. If it is the run's own study.db, delete it: "
-            "resume rebuilds it from records.jsonl. If it is another storage, see that it runs and can be reached."
-        ) from error
-
-
-class _Connection(sqlite3.Connection):
-    """Waits for the disk only now and then: what a loss of power takes from the study, the records give back."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.execute("PRAGMA synchronous=NORMAL")
-
-
-class _Storage(RDBStorage):
-    """Writes the parameters of a new trial down as they are: with one space and one writer, Optuna need not look for
-    the trial, and for the distribution that each had before, two queries a parameter."""
-
-    def _set_trial_param_without_commit(
-        self,
-        session: Any,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None = None,
-    ) -> None:
-        said = distribution_to_json(distribution)
-        row = TrialParamModel(
-            trial_id=trial_id, param_name=param_name, param_value=param_value_internal, distribution_json=said
-        )
-        session.add(row)
-
-
-def _connect(url: str) -> RDBStorage:
-    if url.startswith("sqlite:///"):
-        _make_durable(Path(url.removeprefix("sqlite:///")))
-    sqlite = {"connect_args": {"timeout": 60, "factory": _Connection}}
-    return _Storage(url, engine_kwargs=sqlite if url.startswith("sqlite") else None)
-
-
-def _open(storage: RDBStorage, name: str, problem: Problem) -> optuna.Study:
-    directions = [o.goal for o in problem.objectives]
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    if [d.name.lower() for d in study.directions] != directions:
-        raise DamagedRunError(f"study: {name} holds {len(study.directions)} objectives, not these {len(directions)}")
-    study.set_metric_names([o.name for o in problem.objectives])
-    return study
-
-
-def _make_durable(path: Path) -> None:
-    """Switch the file to write-ahead logging: safe against a kill, and half the time of a commit."""
-    try:
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-    except sqlite3.DatabaseError as error:
-        raise DamagedRunError(
-            f"study: {path.name} is damaged ({error}). Delete it: resume rebuilds it from records.jsonl."
-        ) from error

@@ -13,7 +13,8 @@ from autopeft.domains import Choices, Ordinal, Real, Whole
 from autopeft.problem import Problem
 from autopeft.search.codec import decode, distribution_of, encode
 from autopeft.search.sampler import SAMPLERS, every_candidate
-from autopeft.search.study import Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import Study
 from autopeft.space_file import parse_space
 
 

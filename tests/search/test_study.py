@@ -12,7 +12,8 @@ from sqlalchemy import event
 from autopeft.errors import DamagedRunError, UnknownNameError
 from autopeft.objectives import METRICS, Objective, quality_of
 from autopeft.problem import Problem
-from autopeft.search.study import STUDY_NAME, Study, sqlite_url
+from autopeft.search.storage import sqlite_url
+from autopeft.search.study import STUDY_NAME, Study
 from autopeft.space_file import parse_space
 
 
