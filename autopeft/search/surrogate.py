@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +212,12 @@ def _cholesky(covariance: Array) -> Array:
     raise np.linalg.LinAlgError("the covariance is not positive definite")
 
 
+@lru_cache(maxsize=4)
+def _places_of_pairs(n: int) -> NDArray[np.int64]:
+    """Give where the pairs of n rows stand in the lower half of a matrix, column after column; for a fit asks often."""
+    return np.flatnonzero(np.tri(n, k=-1, dtype=np.bool_).T)
+
+
 def _negative_log_likelihood(theta: Array, distances: Array, target: Array, extra: Array) -> tuple[float, Array]:
     """Give the negative log likelihood without its constant, the best level put in, and its gradient.
 
@@ -218,7 +225,7 @@ def _negative_log_likelihood(theta: Array, distances: Array, target: Array, extr
         distances: As `Kernel.distances` gives them: all is symmetric, so half of it is computed.
     """
     n = len(target)
-    pairs = np.flatnonzero(np.tri(n, k=-1, dtype=np.bool_).T)  # their places in the lower half, column after column
+    pairs = _places_of_pairs(n)
     inverse_squares = np.exp(theta[1:-1])
     distance = np.sqrt(5 * (inverse_squares @ distances))
     covered = np.exp(theta[0]) * _matern(distance)
